@@ -1,0 +1,43 @@
+"""Every error the core raises, in one tree.
+
+RoutingError
+├── PolicyError        a policy value is out of its range; names the field
+├── CatalogueError     the catalogue contradicts itself; names the entry
+├── UnknownModelError  no endpoint serves that model; carries the known ones
+└── UnknownEndpointError
+"""
+
+from collections.abc import Sequence
+
+
+class RoutingError(Exception):
+    """Base of all errors raised by the core."""
+
+
+class PolicyError(RoutingError):
+    """A policy value is out of its range."""
+
+    def __init__(self, field: str, value: object, expected: str) -> None:
+        self.field = field
+        super().__init__(f"{field} = {value!r}: expected {expected}")
+
+
+class CatalogueError(RoutingError):
+    """The catalogue contradicts itself."""
+
+
+class UnknownModelError(RoutingError):
+    """No endpoint of the catalogue serves the model."""
+
+    def __init__(self, model: str, known: Sequence[str]) -> None:
+        self.model = model
+        self.known = tuple(known)
+        super().__init__(f"unknown model {model!r}; known models: {', '.join(self.known) or 'none'}")
+
+
+class UnknownEndpointError(RoutingError):
+    """The catalogue has no endpoint of that id."""
+
+    def __init__(self, endpoint_id: str) -> None:
+        self.endpoint_id = endpoint_id
+        super().__init__(f"unknown endpoint {endpoint_id!r}")

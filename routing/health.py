@@ -1,0 +1,150 @@
+"""The health machine of one endpoint, as a table. Whoever reads `TABLE` knows every transition there is.
+
+An event that the table does not list for a state changes nothing. Which observations raise which event is decided in
+`reflex.py` (thresholds) and `failback.py` (evidence for a return); what a state means for traffic is
+`failback.admission`.
+"""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+class State(StrEnum):
+    """UNKNOWN has not proven itself yet; DEGRADED keeps a small share; PROBING gets probes only; CANARY earns its
+    traffic back.
+    """
+
+    UNKNOWN = "unknown"
+    ACTIVE = "active"
+    DEGRADED = "degraded"
+    EJECTED = "ejected"
+    PROBING = "probing"
+    CANARY = "canary"
+
+
+class Event(StrEnum):
+    """What can happen to an endpoint's health."""
+
+    PROVEN = "proven"
+    BREACH = "breach"
+    SLOW = "slow"
+    LIMITED = "limited"
+    FORECAST = "forecast"
+    CALM = "calm"
+    RELIEVED = "relieved"
+    EJECTION_OVER = "ejection_over"
+    PROBE_FAILED = "probe_failed"
+    PROBES_PASSED = "probes_passed"
+    STEP_PROVEN = "step_proven"
+    PLAN_DONE = "plan_done"
+
+
+class Actor(StrEnum):
+    """Who caused a transition."""
+
+    REFLEX = "reflex"
+    FORECAST = "forecast"
+    PLAN = "plan"
+
+
+_S, _E = State, Event
+
+TABLE: dict[tuple[State, Event], State] = {
+    (_S.UNKNOWN, _E.PROVEN): _S.ACTIVE,
+    (_S.UNKNOWN, _E.BREACH): _S.EJECTED,
+    (_S.UNKNOWN, _E.SLOW): _S.DEGRADED,
+    (_S.UNKNOWN, _E.LIMITED): _S.DEGRADED,
+    (_S.UNKNOWN, _E.FORECAST): _S.DEGRADED,
+    (_S.ACTIVE, _E.BREACH): _S.EJECTED,
+    (_S.ACTIVE, _E.SLOW): _S.DEGRADED,
+    (_S.ACTIVE, _E.LIMITED): _S.DEGRADED,
+    (_S.ACTIVE, _E.FORECAST): _S.DEGRADED,
+    (_S.DEGRADED, _E.BREACH): _S.EJECTED,
+    (_S.DEGRADED, _E.CALM): _S.CANARY,
+    (_S.DEGRADED, _E.RELIEVED): _S.ACTIVE,
+    (_S.EJECTED, _E.EJECTION_OVER): _S.PROBING,
+    (_S.PROBING, _E.PROBE_FAILED): _S.EJECTED,
+    (_S.PROBING, _E.PROBES_PASSED): _S.CANARY,
+    (_S.CANARY, _E.BREACH): _S.EJECTED,
+    (_S.CANARY, _E.SLOW): _S.DEGRADED,
+    (_S.CANARY, _E.FORECAST): _S.DEGRADED,
+    (_S.CANARY, _E.STEP_PROVEN): _S.CANARY,
+    (_S.CANARY, _E.PLAN_DONE): _S.ACTIVE,
+}
+
+ACTOR_OF: dict[Event, Actor] = {
+    _E.PROVEN: Actor.REFLEX,
+    _E.BREACH: Actor.REFLEX,
+    _E.SLOW: Actor.REFLEX,
+    _E.LIMITED: Actor.REFLEX,
+    _E.FORECAST: Actor.FORECAST,
+    _E.CALM: Actor.PLAN,
+    _E.RELIEVED: Actor.PLAN,
+    _E.EJECTION_OVER: Actor.PLAN,
+    _E.PROBE_FAILED: Actor.PLAN,
+    _E.PROBES_PASSED: Actor.PLAN,
+    _E.STEP_PROVEN: Actor.PLAN,
+    _E.PLAN_DONE: Actor.PLAN,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Cause:
+    """Why a transition happened: which metric had which value against which threshold."""
+
+    metric: str
+    value: float
+    threshold: float
+
+
+@dataclass(frozen=True, slots=True)
+class Transition:
+    """One step of one endpoint's machine."""
+
+    time: float
+    endpoint_id: str
+    from_state: State
+    to_state: State
+    event: Event
+    cause: Cause
+
+    @property
+    def actor(self) -> Actor:
+        """Who caused it."""
+        return ACTOR_OF[self.event]
+
+
+@dataclass(slots=True)
+class Health:
+    """The machine's state for one endpoint, and the evidence gathered in that state.
+
+    `evidence_from` is the time before which observations no longer count against the endpoint: a return starts with a
+    clean slate. `reasons` are the degrading events that still hold, `was_doubted` tells that one of them was about
+    more than a quota. `ejections` counts recent ejections and sets the length of the next one.
+    """
+
+    endpoint_id: str
+    state: State = State.UNKNOWN
+    entered_at: float = 0.0
+    evidence_from: float = 0.0
+    reasons: set[Event] = field(default_factory=set)
+    was_doubted: bool = False
+    ejections: int = 0
+    ejected_until: float = 0.0
+    forgiven_at: float = 0.0
+    probes_passed: int = 0
+    probed_at: float = 0.0
+    step: int = 0
+    step_since: float = 0.0
+    step_successes: int = 0
+
+    def apply(self, event: Event, cause: Cause, now: float) -> Transition | None:
+        """Move by the table; return the transition, or None when the table lists none."""
+        target = TABLE.get((self.state, event))
+        if target is None:
+            return None
+        transition = Transition(now, self.endpoint_id, self.state, target, event, cause)
+        if target is not self.state:
+            self.entered_at = now
+        self.state = target
+        return transition

@@ -1,0 +1,64 @@
+"""How one attempt ended, and what that says about its endpoint.
+
+Every attempt ends in exactly one `Outcome`. What follows from it is a table, so that a failure can never improve a
+score and a rate limit can never look like an outage.
+"""
+
+from dataclasses import dataclass
+from enum import Enum, StrEnum
+
+
+class Outcome(StrEnum):
+    """The end of one attempt, of low cardinality; detail belongs in the attempt's error text."""
+
+    OK = "ok"
+    RATE_LIMITED = "rate_limited"
+    SERVER_ERROR = "server_error"
+    TIMEOUT = "timeout"
+    CONNECT_ERROR = "connect_error"
+    STALLED = "stalled"
+    TRUNCATED = "truncated"
+    MALFORMED = "malformed"
+    AUTH_ERROR = "auth_error"
+    CLIENT_ERROR = "client_error"
+    CANCELLED = "cancelled"
+
+
+class Signal(Enum):
+    """Which of an endpoint's signals an outcome feeds."""
+
+    SUCCESS = "success"
+    FAILURE = "failure"
+    QUOTA = "quota"
+    CREDENTIAL = "credential"
+    NOTHING = "nothing"
+
+
+@dataclass(frozen=True, slots=True)
+class Traits:
+    """What follows from an outcome.
+
+    `retry_elsewhere`: another endpoint may well succeed. `hard`: the endpoint cannot be reached at all, one
+    observation suffices. `may_have_executed`: the provider may have processed the request, so one that must not run
+    twice is not repeated.
+    """
+
+    signal: Signal
+    retry_elsewhere: bool
+    hard: bool = False
+    may_have_executed: bool = False
+
+
+TRAITS: dict[Outcome, Traits] = {
+    Outcome.OK: Traits(Signal.SUCCESS, retry_elsewhere=False, may_have_executed=True),
+    Outcome.RATE_LIMITED: Traits(Signal.QUOTA, retry_elsewhere=True),
+    Outcome.SERVER_ERROR: Traits(Signal.FAILURE, retry_elsewhere=True, may_have_executed=True),
+    Outcome.TIMEOUT: Traits(Signal.FAILURE, retry_elsewhere=True, may_have_executed=True),
+    Outcome.CONNECT_ERROR: Traits(Signal.FAILURE, retry_elsewhere=True, hard=True),
+    Outcome.STALLED: Traits(Signal.FAILURE, retry_elsewhere=True, may_have_executed=True),
+    Outcome.TRUNCATED: Traits(Signal.FAILURE, retry_elsewhere=True, may_have_executed=True),
+    Outcome.MALFORMED: Traits(Signal.FAILURE, retry_elsewhere=True, may_have_executed=True),
+    Outcome.AUTH_ERROR: Traits(Signal.CREDENTIAL, retry_elsewhere=True),
+    Outcome.CLIENT_ERROR: Traits(Signal.NOTHING, retry_elsewhere=False),
+    Outcome.CANCELLED: Traits(Signal.NOTHING, retry_elsewhere=False, may_have_executed=True),
+}

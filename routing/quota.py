@@ -1,0 +1,44 @@
+"""A provider's rate limit as a quota, not as an outage: how much of its traffic an endpoint may take right now.
+
+After a 429 the endpoint takes nothing until the provider's Retry-After, then a share that grows again, as TCP does
+after loss: multiplicative decrease, additive increase (Chiu and Jain, 1989). Without a Retry-After the pause doubles
+with each further 429.
+"""
+
+from dataclasses import dataclass
+
+_DECREASE = 0.5
+_FLOOR = 0.05
+_INCREASE_PER_S = 0.1
+_FIRST_PAUSE_S = 1.0
+_MAX_PAUSE_S = 30.0
+_MAX_RETRY_AFTER_S = 600.0
+
+
+@dataclass(slots=True)
+class Quota:
+    """The rate-limit state of one endpoint."""
+
+    blocked_until: float = 0.0
+    pause_s: float = _FIRST_PAUSE_S
+    _share: float = 1.0
+
+    def limited(self, now: float, retry_after_s: float | None) -> None:
+        """A 429 arrived. Answers to requests sent before the pause began do not lengthen or deepen it."""
+        if now < self.blocked_until:
+            return
+        pause = self.pause_s if retry_after_s is None else min(max(retry_after_s, 0.0), _MAX_RETRY_AFTER_S)
+        self._share = max(_FLOOR, self.share(now) * _DECREASE)
+        self.blocked_until = now + pause
+        self.pause_s = min(self.pause_s * 2, _MAX_PAUSE_S)
+
+    def succeeded(self, now: float) -> None:
+        """A request was served again: the next pause without a Retry-After starts short."""
+        if now >= self.blocked_until:
+            self.pause_s = _FIRST_PAUSE_S
+
+    def share(self, now: float) -> float:
+        """Return the share of its traffic the endpoint may take, in [0, 1]: 0 during a pause."""
+        if now < self.blocked_until:
+            return 0.0
+        return min(1.0, self._share + _INCREASE_PER_S * (now - self.blocked_until))

@@ -1,0 +1,55 @@
+"""Everything a decision reads, immutable and versioned. It is swapped whole; a patch shares what did not change."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from routing.health import State
+from routing.model import Endpoint, Objective
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What is known of one endpoint when a snapshot is built: the input of the scorers.
+
+    `risk` is the forecast probability of degradation, None without a valid forecast. `latency_s` is the median of the
+    last five minutes, None without values. `error_rate` covers 60 s. `admission` is the share of its traffic the
+    endpoint may take, `blocked_until` the end of a rate limit's pause.
+    """
+
+    endpoint: Endpoint
+    state: State
+    admission: float
+    blocked_until: float
+    error_rate: float
+    latency_s: float | None
+    latency_ratio: float
+    in_flight: int
+    risk: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One endpoint as a decision sees it: facts, health score in [0, 1] and each scorer's value in [0, 1]."""
+
+    facts: Facts
+    score: float
+    contributions: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The routing table at one moment.
+
+    `rankings` holds, per model, the candidates best first for each objective. `threshold` is the forecast threshold
+    in force.
+    """
+
+    version: int
+    created: float
+    rankings: Mapping[str, Mapping[Objective, tuple[Candidate, ...]]]
+    forecaster: str
+    threshold: float | None
+
+    def candidates(self, model: str) -> tuple[Candidate, ...]:
+        """Return the model's candidates in configured order; empty for an unknown model."""
+        return self.rankings[model][Objective.ORDERED] if model in self.rankings else ()
