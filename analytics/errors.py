@@ -1,0 +1,29 @@
+"""Every error analytics raises, in one tree.
+
+HistoryError           history cannot be read as asked; says which file or value, and what was expected
+├── ForeignFileError   a file of the history is damaged or is none of ours; carries its path
+├── FeatureShapeError  samples of one feature set differ in length
+└── QueryRefusedError  the SQL text is not a single reading statement
+"""
+
+from pathlib import Path
+
+
+class HistoryError(Exception):
+    """Base of all errors raised by analytics."""
+
+
+class ForeignFileError(HistoryError):
+    """A file of the history is damaged or does not have the columns of its stream."""
+
+    def __init__(self, path: Path, problem: str) -> None:
+        self.path = path
+        super().__init__(f"{path}: {problem}")
+
+
+class FeatureShapeError(HistoryError):
+    """Samples of one feature set differ in length."""
+
+
+class QueryRefusedError(HistoryError):
+    """The SQL text is not a single reading statement."""

@@ -1,0 +1,204 @@
+"""What history is made of: five streams of flat records.
+
+Rule of this file: it is the only definition of a column. The Parquet files, the DuckDB views and the checks of
+foreign files are all derived from these annotations: `Annotated[python type, DuckDB type, meaning]`. Times are unix
+seconds (UTC) in a record and `TIMESTAMP` in a file. `None` becomes NULL and is allowed only where the annotation says
+so.
+"""
+
+import types
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Annotated, Any, ClassVar, Union, get_args, get_origin, get_type_hints
+
+__all__ = [
+    "FAILURE_OUTCOMES",
+    "RECORD_TYPES",
+    "AttemptRecord",
+    "Column",
+    "DecisionRecord",
+    "HealthRecord",
+    "Record",
+    "RequestRecord",
+    "TransitionRecord",
+    "column_names",
+    "columns_of",
+]
+
+# Outcomes by which an endpoint has failed its caller. A cancelled attempt or a caller's own error says nothing about
+# the endpoint, and refused credentials are ours to mend: those three count neither as success nor as failure.
+FAILURE_OUTCOMES = (
+    "server_error", "timeout", "connect_error", "stalled", "truncated", "malformed", "rate_limited",
+)  # fmt: skip
+
+_Text = Annotated[str, "VARCHAR"]
+_Count = Annotated[int, "BIGINT"]
+_Real = Annotated[float, "DOUBLE"]
+_Time = Annotated[float, "TIMESTAMP"]
+_OptCount = Annotated[int | None, "BIGINT"]
+_OptReal = Annotated[float | None, "DOUBLE"]
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One column of a stream, in file order."""
+
+    name: str
+    duckdb_type: str
+    nullable: bool
+    meaning: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestRecord:
+    """One request as its caller saw it, written when it finished."""
+
+    stream: ClassVar[str] = "requests"
+
+    replica: Annotated[_Text, "serving process that wrote the row"]
+    time: Annotated[_Time, "when the request finished"]
+    request_id: Annotated[_Text, "joins requests, attempts and decisions"]
+    edge: Annotated[_Text, "grpc or http"]
+    method: Annotated[_Text, "complete, stream, embed or route"]
+    model: Annotated[_Text, "canonical model asked for"]
+    agent: Annotated[_Text, "caller group"]
+    tenant: Annotated[_Text, "who pays and is limited"]
+    session_id: Annotated[_Text, "conversation, empty if none"]
+    endpoint: Annotated[_Text, "endpoint that served it, empty if none did"]
+    provider: Annotated[_Text, "provider of that endpoint"]
+    region: Annotated[_Text, "region of that endpoint"]
+    status: Annotated[_Text, "ok, or the stable reason of the error"]
+    attempts: Annotated[_Count, "attempts made"]
+    failed_over: Annotated[bool, "BOOLEAN", "served by, or refused after, more than one endpoint"]
+    ttft_ms: Annotated[_OptReal, "time to first token, milliseconds"]
+    latency_ms: Annotated[_Real, "whole request, milliseconds"]
+    input_tokens: Annotated[_OptCount, "tokens in"]
+    output_tokens: Annotated[_OptCount, "tokens out"]
+    cost_usd: Annotated[_OptReal, "price of the served attempt"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttemptRecord:
+    """One call to one endpoint, written when its outcome became known."""
+
+    stream: ClassVar[str] = "attempts"
+
+    replica: Annotated[_Text, "serving process that wrote the row"]
+    time: Annotated[_Time, "when the outcome became known"]
+    started: Annotated[_Time, "when the attempt began"]
+    request_id: Annotated[_Text, "request it belongs to, empty for a probe"]
+    decision_id: Annotated[_Text, "decision that chose the endpoint"]
+    number: Annotated[_Count, "1 for the first attempt of its request"]
+    kind: Annotated[_Text, "live, probe or advised"]
+    endpoint: Annotated[_Text, "endpoint called"]
+    provider: Annotated[_Text, "its provider"]
+    region: Annotated[_Text, "its region"]
+    zone: Annotated[_Text, "its zone"]
+    model: Annotated[_Text, "canonical model"]
+    agent: Annotated[_Text, "caller group"]
+    tenant: Annotated[_Text, "who pays and is limited"]
+    outcome: Annotated[_Text, "ok, rate_limited, server_error, timeout, ... (one class per attempt)"]
+    http_status: Annotated[_OptCount, "status of the provider's answer"]
+    error: Annotated[_Text, "detail, empty if none"]
+    ttft_ms: Annotated[_OptReal, "time to first token, milliseconds"]
+    latency_ms: Annotated[_Real, "start to outcome, milliseconds"]
+    input_tokens: Annotated[_OptCount, "tokens in"]
+    output_tokens: Annotated[_OptCount, "tokens out"]
+    cost_usd: Annotated[_OptReal, "price of this attempt"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecisionRecord:
+    """One routing decision with everything needed to explain and to replay it."""
+
+    stream: ClassVar[str] = "decisions"
+
+    replica: Annotated[_Text, "serving process that wrote the row"]
+    time: Annotated[_Time, "when it was taken"]
+    decision_id: Annotated[_Text, "names the decision"]
+    request_id: Annotated[_Text, "request it was taken for"]
+    number: Annotated[_Count, "1 for the first decision of its request"]
+    snapshot_version: Annotated[_Count, "snapshot it was taken on"]
+    model: Annotated[_Text, "canonical model"]
+    agent: Annotated[_Text, "caller group"]
+    tenant: Annotated[_Text, "who pays and is limited"]
+    objective: Annotated[_Text, "what was optimised"]
+    chosen: Annotated[_Text, "endpoint chosen, empty if none"]
+    draw: Annotated[_Real, "random number used, in [0, 1)"]
+    propensity: Annotated[_Real, "probability with which the chosen endpoint was chosen, in [0, 1]"]
+    candidates: Annotated[_Text, "JSON array: endpoint, state, score, admission, contributions, exclusion reason"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HealthRecord:
+    """One endpoint at one tick: its health, and the features and forecast that were really used."""
+
+    stream: ClassVar[str] = "health"
+
+    replica: Annotated[_Text, "process that wrote the row"]
+    time: Annotated[_Time, "the tick"]
+    endpoint: Annotated[_Text, "endpoint"]
+    provider: Annotated[_Text, "its provider"]
+    region: Annotated[_Text, "its region"]
+    model: Annotated[_Text, "canonical model"]
+    state: Annotated[_Text, "state of the health machine"]
+    admission: Annotated[_Real, "share of its normal traffic it may take, in [0, 1]"]
+    score: Annotated[_Real, "live health score, in [0, 1]"]
+    risk: Annotated[_OptReal, "forecast probability of degradation within the horizon; NULL without a forecast"]
+    forecaster: Annotated[_Text, "version of the forecaster, empty if none"]
+    feature_set: Annotated[_Text, "version of the feature set"]
+    features: Annotated[tuple[float, ...], "DOUBLE[]", "the features in the order of that feature set"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TransitionRecord:
+    """One change of an endpoint's state, with what crossed which threshold."""
+
+    stream: ClassVar[str] = "transitions"
+
+    replica: Annotated[_Text, "process that wrote the row"]
+    time: Annotated[_Time, "when the state changed"]
+    endpoint: Annotated[_Text, "endpoint"]
+    provider: Annotated[_Text, "its provider"]
+    region: Annotated[_Text, "its region"]
+    model: Annotated[_Text, "canonical model"]
+    from_state: Annotated[_Text, "state left"]
+    to_state: Annotated[_Text, "state entered"]
+    event: Annotated[_Text, "event of the health machine"]
+    metric: Annotated[_Text, "metric that crossed its threshold"]
+    value: Annotated[_Real, "value of the metric"]
+    threshold: Annotated[_Real, "the threshold"]
+    actor: Annotated[_Text, "reflex, forecast, operator or plan"]
+    note: Annotated[_Text, "reason given, empty if none"]
+    snapshot_version: Annotated[_Count, "snapshot that carried the change"]
+
+
+Record = RequestRecord | AttemptRecord | DecisionRecord | HealthRecord | TransitionRecord
+
+RECORD_TYPES: Mapping[str, type[Record]] = types.MappingProxyType(
+    {kind.stream: kind for kind in (RequestRecord, AttemptRecord, DecisionRecord, HealthRecord, TransitionRecord)}
+)
+
+
+def _column(name: str, annotation: Any) -> Column:
+    python_type, duckdb_type, meaning = get_args(annotation)
+    nullable = get_origin(python_type) in (Union, types.UnionType) and type(None) in get_args(python_type)
+    return Column(name, duckdb_type, nullable, meaning)
+
+
+def _columns(kind: type[Record]) -> tuple[Column, ...]:
+    hints = get_type_hints(kind, include_extras=True)
+    return tuple(_column(field.name, hints[field.name]) for field in fields(kind))
+
+
+_COLUMNS = {stream: _columns(kind) for stream, kind in RECORD_TYPES.items()}
+
+
+def columns_of(stream: str) -> tuple[Column, ...]:
+    """The columns of a stream, in file order. Raises `KeyError` for a name that is no stream."""
+    return _COLUMNS[stream]
+
+
+def column_names(stream: str) -> str:
+    """The columns of a stream as an SQL select list, quoted."""
+    return ", ".join(f'"{column.name}"' for column in columns_of(stream))

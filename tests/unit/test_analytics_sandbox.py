@@ -1,0 +1,84 @@
+"""An analyst's SQL may read history and can change nothing."""
+
+from pathlib import Path
+
+import duckdb
+import pytest
+
+from analytics.errors import QueryRefusedError
+from analytics.sandbox import run_sql
+from analytics.segments import SegmentWriter
+from analytics.store import connect
+from tests.history_records import request
+
+
+@pytest.fixture
+def history(tmp_path: Path) -> Path:
+    SegmentWriter(tmp_path, "r1", 1).write("requests", [request(), request(endpoint="b")])
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "SELECT count(*) FROM requests",
+        "WITH x AS (SELECT 1 AS a) SELECT a FROM x UNION ALL SELECT 2",
+        "WITH RECURSIVE t AS (SELECT 1 AS a UNION ALL SELECT a + 1 FROM t WHERE a < 3) FROM t",
+        "FROM requests LIMIT 1;",
+        "VALUES (1)",
+        "DESCRIBE requests",
+        "SHOW TABLES",
+        "SUMMARIZE requests",
+        "EXPLAIN SELECT 1",
+        "explain analyze SELECT count(*) FROM requests",
+        "PIVOT requests ON endpoint USING count(*)",
+        "SELECT endpoint FROM requests WHERE status = 'copy' -- insert, delete",
+        "SELECT * FROM range(3)",
+        "SELECT * FROM degraded_moments(TIMESTAMP '2025-01-01', TIMESTAMP '2026-01-01')",
+    ],
+)
+def test_statements_that_read_are_run(history: Path, text: str) -> None:
+    columns, rows = run_sql(connect(history), text)
+    assert columns
+    assert all(len(row) == len(columns) for row in rows)
+
+
+WRITES = [
+    "COPY (SELECT 1) TO '{root}/x'",
+    "WITH x AS (COPY (SELECT 1) TO '{root}/x') SELECT * FROM x",
+    "SELECT * FROM (WITH x AS (COPY (SELECT 1) TO '{root}/x') SELECT * FROM x)",
+    "EXPLAIN ANALYZE COPY (SELECT 1) TO '{root}/x'",
+    "EXPLAIN ANALYZE WITH x AS (COPY (SELECT 1) TO '{root}/x') SELECT * FROM x",
+    "EXPLAIN (ANALYZE) COPY (SELECT 1) TO '{root}/x'",
+    "/* */ EXPLAIN ANALYZE COPY (SELECT 1) TO '{root}/x'",
+    "PIVOT (WITH x AS (COPY (SELECT 1 AS a) TO '{root}/x') FROM x) ON a USING count(*)",
+    "FROM json_execute_serialized_sql(json_serialize_sql('WITH x AS (COPY (SELECT 1) TO ''{root}/x'') FROM x'))",
+    "PIVOT (FROM json_execute_serialized_sql('')) ON a USING count(*)",
+    "FROM query('SELECT 1')",
+    "SELECT 1; COPY (SELECT 1) TO '{root}/x'",
+    "CREATE TABLE x AS SELECT 1",
+    "DROP VIEW requests",
+    "SET threads = 1",
+    "ATTACH '{root}/x.db'",
+    "EXPORT DATABASE '{root}/x'",
+    "CALL pragma_version()",
+    "PRAGMA version",
+    "INSTALL httpfs",
+    "DELETE FROM history_files",
+    "WITH x AS (DELETE FROM history_files RETURNING *) FROM x",
+    "",
+    "SELEC 1",
+]
+
+
+@pytest.mark.parametrize("text", WRITES)
+def test_statements_that_write_are_refused_and_nothing_changes(history: Path, text: str) -> None:
+    before = {path: path.stat().st_mtime_ns for path in history.rglob("*")}
+    with pytest.raises(QueryRefusedError):
+        run_sql(connect(history), text.format(root=history))
+    assert {path: path.stat().st_mtime_ns for path in history.rglob("*")} == before
+
+
+def test_files_outside_the_history_cannot_be_read(history: Path) -> None:
+    with pytest.raises(duckdb.PermissionException):
+        run_sql(connect(history), "SELECT * FROM parquet_schema('/etc/hostname')")
