@@ -1,6 +1,13 @@
 """Records of history with sensible defaults, for tests that care about a few fields only."""
 
-from analytics.records import AttemptRecord, HealthRecord, RequestRecord, TransitionRecord
+from collections.abc import Iterable
+from pathlib import Path
+
+import duckdb
+
+from analytics.records import AttemptRecord, HealthRecord, Record, RequestRecord, TransitionRecord
+from analytics.segments import SegmentWriter
+from analytics.store import connect
 
 T0 = 1_750_000_000.25
 
@@ -61,3 +68,14 @@ def transition(*, time: float, to_state: str, endpoint: str = "a", event: str = 
         to_state=to_state, event=event, metric="failure_rate", value=0.5, threshold=0.3, actor="reflex", note="",
         snapshot_version=int(time),
     )  # fmt: skip
+
+
+def history(root: Path, records: Iterable[Record]) -> duckdb.DuckDBPyConnection:
+    """A connection to a history of these records."""
+    by_stream: dict[str, list[Record]] = {}
+    for record in records:
+        by_stream.setdefault(record.stream, []).append(record)
+    writer = SegmentWriter(root, "r1", 1)
+    for stream, rows in by_stream.items():
+        writer.write(stream, rows)
+    return connect(root)

@@ -1,0 +1,159 @@
+"""Query results for eyes and for programs: rich tables, plain dictionaries, CSV.
+
+Rule of this file: no figure is computed here. A figure that has no value is shown as a dash and is null in JSON.
+"""
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import Any
+
+from rich import box
+from rich.table import Table
+
+from analytics.queries import Failover, ForecastReport, ProviderReport, Summary, TimelinePoint
+
+Row = Failover | ForecastReport | ProviderReport | Summary | TimelinePoint
+
+_NONE = "–"
+
+
+def as_dicts(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """The rows as dictionaries that `json.dumps` takes, with the names of the result types."""
+    return [asdict(row) for row in rows]
+
+
+def to_csv(rows: Sequence[Row]) -> str:
+    """The rows as CSV with a header line; nested values are JSON, missing ones empty. No rows give an empty text."""
+    records = as_dicts(rows)
+    if not records:
+        return ""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(records[0]), lineterminator="\n")
+    writer.writeheader()
+    for record in records:
+        writer.writerow({name: json.dumps(v) if isinstance(v, Mapping) else v for name, v in record.items()})
+    return text.getvalue()
+
+
+def render_failovers(rows: Sequence[Failover]) -> Table:
+    """One line per departure, with its cause and lead time."""
+    table = _table("Failovers", ["start (UTC)", "endpoint", "state", "cause", "by"], ["lasted", "lead", "moved"])
+    for row in rows:
+        cause = f"{row.metric} {row.value:.4g} (threshold {row.threshold:.4g})" if row.metric else row.event
+        lasted = "ongoing" if row.duration_s is None else _seconds(row.duration_s)
+        table.add_row(
+            _clock(row.start),
+            row.endpoint,
+            row.state,
+            cause,
+            row.actor,
+            lasted,
+            _lead(row.lead_s),
+            str(row.requests_moved),
+        )
+    return table
+
+
+def render_providers(rows: Sequence[ProviderReport]) -> Table:
+    """One line per endpoint."""
+    right = ["requests", "share", "attempts", "success", "TTFT p50/p95/p99 ms", "latency p50/p95/p99 ms", "cost $"]
+    table = _table("Endpoints", ["endpoint", "state"], [*right, "failures"])
+    for row in rows:
+        failures = " ".join(f"{outcome}:{count}" for outcome, count in row.outcomes.items() if outcome != "ok")
+        table.add_row(
+            row.endpoint,
+            row.state or _NONE,
+            str(row.requests),
+            _percent(row.share),
+            str(row.attempts),
+            _percent(row.success_rate),
+            _triple(row.ttft_p50_ms, row.ttft_p95_ms, row.ttft_p99_ms),
+            _triple(row.latency_p50_ms, row.latency_p95_ms, row.latency_p99_ms),
+            f"{row.cost_usd:.4f}",
+            failures or _NONE,
+        )
+    return table
+
+
+def render_forecasts(rows: Sequence[ForecastReport]) -> Table:
+    """One line per forecaster and endpoint."""
+    right = ["judged", "base rate", "mean risk", "alarms", "precision", "recall", "Brier", "skill", "foreseen", "lead"]
+    table = _table("Forecasts", ["endpoint", "forecaster"], right)
+    for row in rows:
+        table.add_row(
+            row.endpoint,
+            row.forecaster or _NONE,
+            f"{row.judged}/{row.samples}",
+            _percent(row.base_rate),
+            f"{row.mean_risk:.3f}",
+            str(row.alarms),
+            _percent(row.precision),
+            _percent(row.recall),
+            _NONE if row.brier is None else f"{row.brier:.4f}",
+            _NONE if row.brier_skill is None else f"{row.brier_skill:.2f}",
+            f"{row.onsets_foreseen}/{row.onsets}",
+            _lead(row.median_lead_s),
+        )
+    return table
+
+
+def render_summary(row: Summary) -> Table:
+    """The period as two columns of name and figure."""
+    table = _table("Summary", ["figure"], ["value"])
+    moved = (row.failed_over_latency_p50_ms, row.failed_over_latency_p95_ms, row.failed_over_latency_p99_ms)
+    moved_ttft = (row.failed_over_ttft_p50_ms, row.failed_over_ttft_p95_ms, row.failed_over_ttft_p99_ms)
+    for name, value in (
+        ("requests", str(row.requests)),
+        ("failed", str(row.failed)),
+        ("failed over", str(row.failed_over)),
+        ("endpoint departures", str(row.failovers)),
+        ("latency p50/p95/p99 ms", _triple(row.latency_p50_ms, row.latency_p95_ms, row.latency_p99_ms)),
+        ("  of failed-over requests", _triple(*moved)),
+        ("TTFT p50/p95/p99 ms", _triple(row.ttft_p50_ms, row.ttft_p95_ms, row.ttft_p99_ms)),
+        ("  of failed-over requests", _triple(*moved_ttft)),
+        ("tokens in / out", f"{row.input_tokens} / {row.output_tokens}"),
+        ("cost $", f"{row.cost_usd:.4f}"),
+    ):
+        table.add_row(name, value)
+    return table
+
+
+def render_rows(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table:
+    """The result of an analyst's own SQL."""
+    table = _table(None, list(columns), [])
+    for row in rows:
+        table.add_row(*(_NONE if value is None else str(value) for value in row))
+    return table
+
+
+def _table(title: str | None, left: Sequence[str], right: Sequence[str]) -> Table:
+    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
+    for name in left:
+        table.add_column(name)
+    for name in right:
+        table.add_column(name, justify="right")
+    return table
+
+
+def _clock(seconds: float) -> str:
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M:%S}"
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.1f} s" if value < 600 else f"{value / 60:.0f} min"
+
+
+def _lead(value: float | None) -> str:
+    return _NONE if value is None else f"{value:+.1f} s"
+
+
+def _percent(value: float | None) -> str:
+    return _NONE if value is None else f"{100 * value:.1f} %"
+
+
+def _triple(*values: float | None) -> str:
+    return " / ".join(_NONE if value is None else f"{value:.0f}" for value in values)

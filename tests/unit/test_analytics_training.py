@@ -1,0 +1,110 @@
+"""Labels worked out by hand: what counts as degraded, from when, and when nothing can be said."""
+
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from analytics.errors import FeatureShapeError, HistoryError
+from analytics.records import Record
+from analytics.training import TrainingRows, training_rows
+from tests.history_records import attempt, health, history
+
+T0 = 1_750_000_000.0
+
+
+def labels(root: Path, attempts: Iterable[Record], at: Sequence[float], until: float = 10_000.0) -> TrainingRows:
+    records = [*attempts, *(health((t,), time=T0 + t) for t in at)]
+    return training_rows(history(root, records), 60.0, T0, T0 + until)
+
+
+def steady(
+    start: int, end: int, *, bad: Iterable[int] = (), outcome: str = "timeout", ttft_ms: float = 100.0
+) -> list[Record]:
+    failing = set(bad)
+    return [attempt(time=T0 + s, outcome=outcome if s in failing else "ok", ttft_ms=ttft_ms) for s in range(start, end)]
+
+
+def test_the_label_covers_exactly_the_horizon_after_the_sample(tmp_path: Path) -> None:
+    """Failures at 500 to 503: 10 % of 31 attempts from 503 on, while all four are in the last 30 s, so until 530."""
+    rows = labels(tmp_path, steady(0, 1_000, bad=range(500, 504)), [442.5, 443, 500, 529.5, 530, 531])
+    assert rows.y.tolist() == [0, 1, 1, 1, 0, 0]
+    assert rows.mask.all()
+    assert rows.time.tolist() == [T0 + t for t in (442.5, 443, 500, 529.5, 530, 531)]
+    assert rows.endpoint.tolist() == ["a"] * 6
+
+
+def test_two_failures_are_not_degradation(tmp_path: Path) -> None:
+    sparse = [attempt(time=T0 + s, outcome="timeout" if s in (500, 505) else "ok") for s in range(0, 1_000, 5)]
+    assert labels(tmp_path, sparse, [480]).y.tolist() == [0]
+
+
+def test_three_failures_in_many_are_not_degradation(tmp_path: Path) -> None:
+    """Three of the last 31 are less than 10 %."""
+    assert labels(tmp_path, steady(0, 1_000, bad=(500, 501, 502)), [480]).y.tolist() == [0]
+
+
+@pytest.mark.parametrize("outcome", ["client_error", "cancelled", "auth_error"])
+def test_what_is_not_the_endpoints_fault_is_not_degradation(tmp_path: Path, outcome: str) -> None:
+    bad = range(500, 520)
+    assert labels(tmp_path, steady(0, 1_000, bad=bad, outcome=outcome), [480]).y.tolist() == [0]
+
+
+def test_a_timeout_counts_when_it_becomes_known(tmp_path: Path) -> None:
+    """Five attempts started at 500 and timed out at 560: the sample at 495 has no degradation before 555."""
+    late = [attempt(time=T0 + 560, outcome="timeout")] * 5
+    assert labels(tmp_path, [*steady(0, 560), *late, *steady(561, 1_000)], [495, 501]).y.tolist() == [0, 1]
+
+
+def test_slowness_is_relative_to_the_endpoints_own_baseline(tmp_path: Path) -> None:
+    """TTFT doubles and half as much again at 3,000 s: 2.5 times the baseline is degraded, 2.4 times is not."""
+    for name, factor, expected in (("slow", 2.5, 1), ("slower", 2.4, 0)):
+        ramp = [*steady(0, 3_000), *steady(3_000, 3_200, ttft_ms=100.0 * factor)]
+        assert labels(tmp_path / name, ramp, [2_990]).y.tolist() == [expected]
+
+
+def test_without_a_baseline_nothing_is_slow(tmp_path: Path) -> None:
+    young = [*steady(2_900, 3_000), *steady(3_000, 3_200, ttft_ms=1_000.0)]
+    assert labels(tmp_path, young, [2_990]).y.tolist() == [0]
+
+
+def test_labels_without_evidence_are_masked(tmp_path: Path) -> None:
+    """Two attempts in the minute after are too few; a horizon beyond the end of the period is not over yet."""
+    sparse = [*steady(0, 100), attempt(time=T0 + 170), attempt(time=T0 + 180), *steady(300, 400)]
+    assert labels(tmp_path, sparse, [20, 39, 130, 350], until=400).mask.tolist() == [True, True, False, False]
+    assert labels(tmp_path / "quiet", [], [20]).mask.tolist() == [False]
+
+
+def test_endpoints_do_not_lend_each_other_evidence(tmp_path: Path) -> None:
+    records: list[Record] = [*steady(0, 200, bad=range(50, 60)), health((1.0,), time=T0 + 20, endpoint="b")]
+    rows = labels(tmp_path, records, [20])
+    assert [(e, y, m) for e, y, m in zip(rows.endpoint, rows.y, rows.mask, strict=True)] == [
+        ("a", 1, True),
+        ("b", 0, False),
+    ]
+
+
+def test_features_arrive_as_logged_and_of_one_feature_set(tmp_path: Path) -> None:
+    odd = (1 / 3, math.nan, -0.0)
+    old, new = health((9.0,), time=T0, feature_set="v1"), health(odd, time=T0 + 1, feature_set="v2")
+    connection = history(tmp_path, [old, new])
+    rows = training_rows(connection, 60.0, T0, T0 + 10)
+    assert (rows.feature_set, rows.x.shape) == ("v2", (1, 3))
+    assert (str(rows.x.dtype), str(rows.y.dtype)) == ("float64", "int8")
+    np.testing.assert_array_equal(rows.x, np.array([odd]))
+    assert training_rows(connection, 60.0, T0, T0 + 10, "v1").x.tolist() == [[9.0]]
+
+
+def test_no_samples_are_no_rows(tmp_path: Path) -> None:
+    rows = training_rows(history(tmp_path, []), 60.0, T0, T0 + 10)
+    assert (rows.feature_set, rows.x.shape, rows.y.shape, rows.endpoint.shape) == ("", (0, 0), (0,), (0,))
+
+
+def test_samples_of_different_length_are_named(tmp_path: Path) -> None:
+    connection = history(tmp_path, [health((1.0,), time=T0), health((1.0, 2.0), time=T0)])
+    with pytest.raises(FeatureShapeError, match=r"'v1'.*1, 2"):
+        training_rows(connection, 60.0, T0, T0 + 10)
+    with pytest.raises(HistoryError, match="horizon_s"):
+        training_rows(connection, 0.0, T0, T0 + 10)
