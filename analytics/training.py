@@ -18,7 +18,8 @@ from analytics.queries import sql_text_of, utc_timestamp
 class TrainingRows:
     """n samples of one feature set, ordered by time and endpoint.
 
-    `x`: n × k float64 features (a logged -0.0 comes as 0.0, by DuckDB's ASOF join); `y`: n int8 labels, 1 if the endpoint was degraded at any moment in (time, time +
+    `x`: n × k float64 features (a logged -0.0 comes as 0.0, by DuckDB's ASOF join);
+    `y`: n int8 labels, 1 if the endpoint was degraded at any moment in (time, time +
     horizon]; `mask`: n bools, False where the label is not known for want of evidence; `time`: n float64 unix
     seconds; `endpoint`: n str.
     """
