@@ -35,12 +35,14 @@ def refusal_to_retry(
     return ""
 
 
-def first_byte_timeout_s(budget: RequestBudget, policy: AttemptPolicy, now: float, others_left: bool) -> float:
+def first_byte_timeout_s(
+    budget: RequestBudget, policy: AttemptPolicy, now: float, *, streamed: bool, others_left: bool
+) -> float:
     """Return how long this attempt may wait for its first byte, in seconds.
 
-    While another endpoint is left, the last `reserve_s` of the deadline belong to it; of a deadline shorter than
-    twice that, half.
+    While another endpoint is left, the last `reserve_s` of the deadline belong to it; of a deadline shorter than twice
+    that, half.
     """
     left_s = max(0.0, budget.deadline - now)
     reserve_s = min(policy.reserve_s, left_s / 2) if others_left else 0.0
-    return min(policy.ttft_timeout_s, left_s - reserve_s)
+    return min(policy.ttft_timeout_s if streamed else policy.reply_timeout_s, left_s - reserve_s)

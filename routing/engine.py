@@ -103,6 +103,10 @@ class Engine:
         """Return the endpoint's window; read it, do not write it."""
         return self._of(endpoint_id).window
 
+    def thresholds(self) -> dict[str, object]:
+        """Return the thresholds in force by name; the forecast's own is the one now used."""
+        return self.policy.thresholds() | {"forecast.threshold": self._threshold()}
+
     def _of(self, endpoint_id: str) -> _Live:
         try:
             return self._live[endpoint_id]

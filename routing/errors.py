@@ -14,7 +14,7 @@ class RoutingError(Exception):
     """Base of all errors raised by the core."""
 
 
-class PolicyError(RoutingError):
+class PolicyError(RoutingError, ValueError):
     """A policy value is out of its range."""
 
     def __init__(self, field: str, value: object, expected: str) -> None:

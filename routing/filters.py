@@ -13,7 +13,9 @@ from routing.snapshot import Candidate
 
 
 class Filter(Protocol):
-    """Says why a candidate may not serve a request, or "" when it may."""
+    """A function that says why a candidate may not serve a request, or "" when it may. Its name goes on record."""
+
+    __name__: str
 
     def __call__(self, candidate: Candidate, request: RouteRequest, now: float) -> str:
         """Return the reason, or ""."""

@@ -8,18 +8,21 @@ from dataclasses import dataclass
 from routing.errors import UnknownModelError
 from routing.filters import HEALTH_FILTERS, REQUEST_FILTERS, Filter
 from routing.health import State
-from routing.model import RouteRequest
+from routing.model import Catalogue, RouteRequest
 from routing.pickers import PICKER_OF, pick
-from routing.snapshot import Candidate, Snapshot
+from routing.snapshot import Candidate, Facts, Snapshot
 
 
 @dataclass(frozen=True, slots=True)
 class Considered:
-    """One candidate in a decision: its share of such requests, and why it was excluded ("" when it was not)."""
+    """One candidate in a decision: its share of such requests, or which filter excluded it and why ("" when none
+    did).
+    """
 
     candidate: Candidate
     share: float
-    exclusion: str
+    exclusion: str = ""
+    excluded_by: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,12 +49,12 @@ class Decision:
         return next((c.share for c in self.considered if c.candidate is self.chosen), 0.0)
 
 
-def _exclusion(filters: Sequence[Filter], candidate: Candidate, request: RouteRequest, now: float) -> str:
+def _exclude(filters: Sequence[Filter], candidate: Candidate, request: RouteRequest, now: float) -> Considered | None:
     for check in filters:
         reason = check(candidate, request, now)
         if reason:
-            return reason
-    return ""
+            return Considered(candidate, 0.0, reason, check.__name__)
+    return None
 
 
 def _prefer(ranked: list[Candidate], request: RouteRequest) -> list[Candidate]:
@@ -80,29 +83,47 @@ def decide(snapshot: Snapshot, request: RouteRequest, now: float, draw: float) -
     if rankings is None:
         raise UnknownModelError(request.model, sorted(snapshot.rankings))
     eligible: list[Candidate] = []
-    unhealthy: list[tuple[Candidate, str]] = []
+    unhealthy: list[Considered] = []
     excluded: list[Considered] = []
     for candidate in rankings[request.objective]:
-        if reason := _exclusion(REQUEST_FILTERS, candidate, request, now):
-            excluded.append(Considered(candidate, 0.0, reason))
-        elif reason := _exclusion(HEALTH_FILTERS, candidate, request, now):
-            unhealthy.append((candidate, reason))
+        if out := _exclude(REQUEST_FILTERS, candidate, request, now):
+            excluded.append(out)
+        elif out := _exclude(HEALTH_FILTERS, candidate, request, now):
+            unhealthy.append(out)
         else:
             eligible.append(candidate)
 
     panic = not eligible and bool(unhealthy)
     retry_after_s = None
     if panic:
-        waiting = [c.facts.blocked_until - now for c, _ in unhealthy if c.facts.blocked_until > now]
         # A provider that asked for patience is left in peace: sending it more would only prolong the limit.
-        eligible = [c for c, _ in unhealthy if c.facts.blocked_until <= now]
-        retry_after_s = min(waiting, default=None) if not eligible else None
-    excluded += [Considered(c, 0.0, reason) for c, reason in unhealthy if c not in eligible]
+        eligible = [out.candidate for out in unhealthy if out.candidate.facts.blocked_until <= now]
+        if not eligible:
+            retry_after_s = min(out.candidate.facts.blocked_until for out in unhealthy) - now
+        unhealthy = [out for out in unhealthy if out.candidate.facts.blocked_until > now]
+    excluded += unhealthy
     if not eligible:
         return Decision(snapshot.version, request, now, draw, None, tuple(excluded), panic, retry_after_s)
 
     ranked = _prefer(eligible, request)
     shares = PICKER_OF[request.objective].shares(ranked, request.objective)
-    considered = [Considered(c, share, "") for c, share in zip(ranked, shares, strict=True)]
+    considered = [Considered(c, share) for c, share in zip(ranked, shares, strict=True)]
     chosen = ranked[pick(shares, draw)]
     return Decision(snapshot.version, request, now, draw, chosen, (*considered, *excluded), panic, None)
+
+
+def in_order(catalogue: Catalogue, request: RouteRequest, now: float) -> Decision:
+    """Decide by the configured order alone: the way out when everything else has failed (F-20).
+
+    Capabilities and exclusions still count; health, forecast and shares do not. Raises UnknownModelError.
+    """
+    considered = []
+    for endpoint in catalogue.endpoints_for(request.model):
+        facts = Facts(endpoint, State.UNKNOWN, 1.0, 0.0, 0.0, None, 1.0, 0, None)
+        candidate = Candidate(facts, 1.0, {})
+        considered.append(_exclude(REQUEST_FILTERS, candidate, request, now) or Considered(candidate, 0.0))
+    considered.sort(key=lambda c: bool(c.exclusion))
+    chosen = considered[0].candidate if not considered[0].exclusion else None
+    if chosen is not None:
+        considered[0] = Considered(chosen, 1.0)
+    return Decision(0, request, now, 0.0, chosen, tuple(considered), panic=True, retry_after_s=None)

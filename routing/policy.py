@@ -107,21 +107,23 @@ class ForecastPolicy:
 class AttemptPolicy:
     """Limits on the attempts of one request.
 
-    All attempts share one deadline of `deadline_s`. One attempt may wait `ttft_timeout_s` for its first byte and
-    `stall_timeout_s` between two. While another endpoint is left, an attempt may not use the last `reserve_s` of the
-    deadline: that time is the fallback's.
+    All attempts share one deadline of `deadline_s`, which a stream has met once its first event is out. One attempt
+    may wait `ttft_timeout_s` for the first byte of a stream or `reply_timeout_s` for a whole reply, and
+    `stall_timeout_s` between two bytes. While another endpoint is left, an attempt may not use the last `reserve_s`
+    of the deadline: that time is the fallback's.
     """
 
     max_attempts: int = 3
-    deadline_s: float = 60.0
+    deadline_s: float = 300.0
     connect_timeout_s: float = 2.0
     ttft_timeout_s: float = 20.0
+    reply_timeout_s: float = 120.0
     stall_timeout_s: float = 15.0
-    reserve_s: float = 10.0
+    reserve_s: float = 30.0
 
     def __post_init__(self) -> None:
         _check(self.max_attempts >= 1, self, "max_attempts", "an integer of 1 or more")
-        for name in ("deadline_s", "connect_timeout_s", "ttft_timeout_s", "stall_timeout_s"):
+        for name in ("deadline_s", "connect_timeout_s", "ttft_timeout_s", "reply_timeout_s", "stall_timeout_s"):
             _check(getattr(self, name) > 0, self, name, "a positive number of seconds")
         _check(
             0 <= self.reserve_s < self.deadline_s,

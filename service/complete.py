@@ -1,0 +1,201 @@
+"""Serving requests: attempt after attempt until one answers, the deadline passes, or nobody is left.
+
+A failover before the first emitted event is invisible. After it, the stream ends with StreamBrokenError: what was
+sent stands, and nothing pretends to be the rest.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, aclosing
+from dataclasses import dataclass, replace
+
+import msgspec
+
+from analytics.records import AttemptRecord, RequestRecord
+from routing.model import Endpoint
+from routing.outcomes import Outcome
+from routing.policy import AttemptPolicy
+from service.providers.base import Adapter, AttemptFailed, Call, Chunk, Failure, Operation, Reply
+from service.router import Router
+from service.sessions import Session, SessionStore
+from service.walk import Attempt, Completion, Report, Walk
+from service.wire import AnswerBuilder, answer_message, array_items, encode_array, estimated_tokens, needs
+
+_OK = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """A whole reply and what it took."""
+
+    reply: Reply
+    report: Report
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """A stream begins: who serves it, at which attempt."""
+
+    endpoint: Endpoint
+    number: int
+    decision_id: str
+
+
+@dataclass(slots=True)
+class _Turn:
+    """A request joined with its session: the conversation to send, and the session to add the answer to."""
+
+    completion: Completion
+    session: Session | None
+    new: Sequence[msgspec.Raw]
+
+
+class Completer:
+    """Serves requests for both edges. `adapters` are by provider name; `record` takes history records and may not
+    raise.
+    """
+
+    def __init__(
+        self,
+        router: Router,
+        adapters: Mapping[str, Adapter],
+        sessions: SessionStore,
+        record: Callable[[AttemptRecord | RequestRecord], None],
+        policy: AttemptPolicy,
+        replica: str,
+    ) -> None:
+        self._router = router
+        self._adapters = adapters
+        self._sessions = sessions
+        self._record = record
+        self._policy = policy
+        self._replica = replica
+
+    async def complete(self, completion: Completion) -> Served:
+        """Serve a request whole. Raises ServiceError."""
+        async with AsyncExitStack() as stack:
+            turn = await self._join(completion, stack)
+            walk = self._walk(turn.completion)
+            while True:
+                attempt = walk.begin()
+                try:
+                    # The transport watches connect, first byte and stalls; this bounds a reply that trickles.
+                    async with asyncio.timeout(attempt.timeouts.first_byte_s):
+                        reply = await self._adapter(attempt).send(
+                            _call(turn.completion), attempt.endpoint, attempt.timeouts
+                        )
+                except AttemptFailed as failed:
+                    walk.failed(attempt, failed.failure)
+                    continue
+                except TimeoutError:
+                    walk.failed(attempt, _overdue(attempt))
+                    continue
+                except asyncio.CancelledError:
+                    walk.cancelled(attempt)
+                    raise
+                report = walk.succeeded(attempt, reply.status, reply.input_tokens, reply.output_tokens)
+                if turn.session is not None:
+                    self._sessions.answered(turn.session, turn.new, answer_message(reply.body), attempt.endpoint.id)
+                return Served(reply, report)
+
+    async def stream(self, completion: Completion) -> AsyncGenerator[Begun | Chunk | Report, None]:
+        """Serve a request as events; the first item tells who serves, the last is the report. Raises ServiceError,
+        also in the middle.
+        """
+        async with AsyncExitStack() as stack:
+            turn = await self._join(completion, stack)
+            walk = self._walk(turn.completion)
+            while True:
+                attempt, answer = walk.begin(), AnswerBuilder()
+                try:
+                    async with aclosing(self._events(turn.completion, walk, attempt)) as events:
+                        input_tokens = output_tokens = None
+                        begun = False
+                        async for chunk in events:
+                            if not begun:
+                                begun = True
+                                yield Begun(attempt.endpoint, attempt.number, attempt.decided.id)
+                            if turn.session is not None:
+                                answer.add(chunk.data)
+                            if chunk.input_tokens is not None:
+                                input_tokens, output_tokens = chunk.input_tokens, chunk.output_tokens
+                            yield chunk
+                except AttemptFailed as failed:
+                    walk.failed(attempt, failed.failure, emitted=attempt.first_byte_at is not None)
+                    continue
+                except TimeoutError:
+                    walk.failed(attempt, _overdue(attempt))
+                    continue
+                except (asyncio.CancelledError, GeneratorExit):
+                    walk.cancelled(attempt)
+                    raise
+                report = walk.succeeded(attempt, _OK, input_tokens, output_tokens)
+                if turn.session is not None:
+                    self._sessions.answered(turn.session, turn.new, answer.message(), attempt.endpoint.id)
+                yield report
+                return
+
+    async def _events(self, completion: Completion, walk: Walk, attempt: Attempt) -> AsyncGenerator[Chunk, None]:
+        """Yield one attempt's events, holding back all before the first one with content: until then it may still
+        fail over.
+        """
+        held: list[Chunk] = []
+        adapter = self._adapter(attempt)
+        async with aclosing(adapter.stream(_call(completion), attempt.endpoint, attempt.timeouts)) as chunks:
+            async with asyncio.timeout(attempt.timeouts.first_byte_s) as until_first:
+                async for chunk in chunks:
+                    held.append(chunk)
+                    if attempt.first_byte_at is None:
+                        if not chunk.has_content and chunk.finish_reason is None:
+                            continue
+                        until_first.reschedule(None)
+                        walk.first_byte(attempt)
+                    for ready in held:
+                        yield ready
+                    held.clear()
+        if attempt.first_byte_at is None:
+            walk.first_byte(attempt)
+            for ready in held:
+                yield ready
+
+    async def _join(self, completion: Completion, stack: AsyncExitStack) -> _Turn:
+        """Join a request with its session, whose turn is held until `stack` closes."""
+        new: Sequence[msgspec.Raw] = ()
+        conversation: Sequence[msgspec.Raw] = ()
+        session = None
+        fields = completion.fields
+        if completion.operation is Operation.CHAT:
+            conversation = new = array_items(fields.get("messages"), "messages")
+            if completion.session_id:
+                session = self._sessions.open(completion.route.tenant, completion.session_id)
+                await stack.enter_async_context(session.turn)
+                conversation = self._sessions.joined(session, new)
+                fields = {**fields, "messages": encode_array(conversation)}
+        route = replace(
+            completion.route,
+            needs=needs(completion.operation, fields, stream=completion.stream),
+            input_tokens=estimated_tokens(conversation),
+            affine_endpoint=session.endpoint_id if session is not None else "",
+        )
+        return _Turn(replace(completion, fields=fields, route=route), session, new)
+
+    def _walk(self, completion: Completion) -> Walk:
+        return Walk(self._router, self._record, completion, self._policy, self._replica)
+
+    def _adapter(self, attempt: Attempt) -> Adapter:
+        return self._adapters[attempt.endpoint.provider]
+
+
+def _call(completion: Completion) -> Call:
+    return Call(
+        operation=completion.operation,
+        fields=completion.fields,
+        stream=completion.stream,
+        headers=completion.headers,
+        query=completion.query,
+        request_id=completion.request_id,
+    )
+
+
+def _overdue(attempt: Attempt) -> Failure:
+    return Failure(Outcome.TIMEOUT, None, f"no answer within {attempt.timeouts.first_byte_s:.3g} s")

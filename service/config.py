@@ -1,0 +1,257 @@
+"""The configuration, as validated values. Everything a wrong file can say wrong is found here, before anything starts.
+
+The field docstrings and limits below are also the JSON Schema that editors use (`routecast schema`).
+"""
+
+import re
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, StringConstraints, model_validator
+from pydantic.dataclasses import dataclass as validated
+
+from routing.model import Capability, Catalogue, Endpoint
+from routing.policy import AttemptPolicy, FailbackPolicy, ForecastPolicy, Policy, ReflexPolicy
+
+_STRICT = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+_SLUG = r"^[a-z0-9][a-z0-9._-]*$"
+
+Slug = Annotated[str, StringConstraints(pattern=_SLUG, max_length=64)]
+ModelId = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r"^\S+$")]
+Price = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+def _listen_address(value: str) -> str:
+    host, colon, port = value.rpartition(":")
+    if not (colon and host and port.isdigit() and int(port) <= 65535):
+        raise ValueError("expected host:port, for example 127.0.0.1:8088 (port 0 takes any free one)")
+    return value
+
+
+def _base_url(value: str) -> str:
+    if not re.match(r"^https?://[^/\s?#]+(/[^\s?#]*)?$", value):
+        raise ValueError("expected an http(s) URL without query, for example https://api.example.com/v1")
+    return value.rstrip("/")
+
+
+Address = Annotated[str, AfterValidator(_listen_address)]
+BaseUrl = Annotated[str, AfterValidator(_base_url)]
+
+
+class _Section(BaseModel):
+    model_config = _STRICT
+
+
+class Server(_Section):
+    """Where the service listens."""
+
+    grpc: Address = "127.0.0.1:50051"
+    """Address of the gRPC server, host:port."""
+    http: Address = "127.0.0.1:8088"
+    """Address of the OpenAI-compatible HTTP edge, host:port."""
+    max_body_bytes: Annotated[int, Field(ge=1024)] = 32 * 1024 * 1024
+    """Largest request and reply that is taken."""
+    drain_s: Seconds = 30.0
+    """How long requests in flight may go on after SIGTERM."""
+
+
+class Provider(_Section):
+    """A provider in one region. The same company in two regions is two entries."""
+
+    name: Slug
+    """Unique name, used in records and in `preferred_provider`."""
+    base_url: BaseUrl
+    """Root of its OpenAI-compatible API, up to and including /v1."""
+    api_key: SecretStr | None = None
+    """Reference to its key, as ${NAME} of an environment variable. Never the key itself."""
+    region: Slug = "default"
+    """Region it runs in."""
+    zone: Slug = "default"
+    """Zone within the region."""
+    headers: dict[str, str] = Field(default_factory=dict)
+    """Further headers sent with every request."""
+
+
+class ModelEndpoint(_Section):
+    """A model at one provider."""
+
+    provider: Slug
+    """Name of an entry of `providers`."""
+    provider_model: ModelId
+    """The provider's own name for the model."""
+    capabilities: frozenset[Capability] | None = None
+    """What the model can do there, when it differs from the model's own list."""
+    context_window_tokens: Annotated[int, Field(gt=0)] | None = None
+    """Context window there; unknown when absent."""
+    input_usd_per_mtok: Price = 0.0
+    """Price of a million input tokens, USD."""
+    output_usd_per_mtok: Price = 0.0
+    """Price of a million output tokens, USD."""
+
+
+class Model(_Section):
+    """A canonical model and where it is served, the primary first."""
+
+    id: ModelId
+    """The name callers use."""
+    capabilities: frozenset[Capability] = frozenset({Capability.CHAT, Capability.STREAMING, Capability.TOOLS})
+    """What the model can do."""
+    endpoints: Annotated[list[ModelEndpoint], Field(min_length=1)]
+    """Primary first, then the fallbacks in order."""
+
+
+class Upstream(_Section):
+    """How providers are called."""
+
+    client: Literal["aiohttp", "httpx"] = "aiohttp"
+    """HTTP client of the request path; docs/decisions/dependencies.md says why aiohttp."""
+    verify_tls: bool = True
+    """Check the certificates of providers."""
+
+
+class Sessions(_Section):
+    """Conversations kept on the server for callers who send a session id."""
+
+    ttl_s: Seconds = 3600.0
+    """A session unused for this long is forgotten."""
+    max_sessions: Annotated[int, Field(ge=1)] = 10_000
+    """The longest unused are forgotten beyond this many."""
+    max_bytes: Annotated[int, Field(ge=1024)] = 4 * 1024 * 1024
+    """Largest conversation, as JSON."""
+
+
+class History(_Section):
+    """What is recorded, and where (below `data_dir`)."""
+
+    flush_s: Seconds = 1.0
+    """How often rows are made durable."""
+    flush_rows: Annotated[int, Field(ge=1)] = 5000
+    """Rows that force a flush earlier."""
+    buffer_rows: Annotated[int, Field(ge=1)] = 200_000
+    """Rows kept in memory while the disk refuses them; the oldest are dropped beyond it."""
+
+
+class Scoring(_Section):
+    """The scoring process."""
+
+    enabled: bool = True
+    """Run it. Without it the reflex policy stands alone."""
+    tick_s: Seconds = 1.0
+    """Time between two forecasts."""
+    scheduling: Literal["idle", "normal"] = "idle"
+    """Scheduling class of the process; idle never takes processor time from requests."""
+
+
+ReflexSection = validated(ReflexPolicy, config=_STRICT)
+FailbackSection = validated(FailbackPolicy, config=_STRICT)
+ForecastSection = validated(ForecastPolicy, config=_STRICT)
+AttemptSection = validated(AttemptPolicy, config=_STRICT)
+
+
+class Thresholds(_Section):
+    """The policy; every default is the shipped one."""
+
+    reflex: ReflexSection = ReflexSection()  # type: ignore[valid-type]  # a class made by a call
+    """When observations alone take traffic away."""
+    failback: FailbackSection = FailbackSection()  # type: ignore[valid-type]  # the same
+    """How traffic comes back."""
+    forecast: ForecastSection = ForecastSection()  # type: ignore[valid-type]  # the same
+    """When a forecast takes traffic away."""
+    attempts: AttemptSection = AttemptSection()  # type: ignore[valid-type]  # the same
+    """Limits on the attempts of one request."""
+
+    def policy(self) -> Policy:
+        """Return the core's policy."""
+        return Policy(self.reflex, self.failback, self.forecast, self.attempts)
+
+
+class Config(_Section):
+    """A routecast service."""
+
+    server: Server = Server()
+    """Where the service listens."""
+    data_dir: Path = Path("data")
+    """History and retrained models; relative to the configuration file."""
+    replica: Slug = "replica-0"
+    """Name of this instance, unique among those that share `data_dir`."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """Least severe message that is logged."""
+    providers: Annotated[list[Provider], Field(min_length=1)]
+    """All providers."""
+    models: Annotated[list[Model], Field(min_length=1)]
+    """All models."""
+    policy: Thresholds = Thresholds()
+    """Thresholds."""
+    upstream: Upstream = Upstream()
+    """How providers are called."""
+    sessions: Sessions = Sessions()
+    """Conversations kept on the server."""
+    history: History = History()
+    """What is recorded."""
+    scoring: Scoring = Scoring()
+    """The scoring process."""
+
+    @model_validator(mode="after")
+    def _references_hold(self) -> Self:
+        problems = self._duplicates() + self._unknown_providers()
+        if problems:
+            raise ReferencesError(problems)
+        return self
+
+    def _duplicates(self) -> list[tuple[tuple[str | int, ...], str]]:
+        problems: list[tuple[tuple[str | int, ...], str]] = []
+        for section, field, names in (
+            ("providers", "name", [provider.name for provider in self.providers]),
+            ("models", "id", [model.id for model in self.models]),
+        ):
+            for index, name in enumerate(names):
+                if name in names[:index]:
+                    problems.append(((section, index, field), f"{name!r} is declared twice, expected unique names"))
+        for m, model in enumerate(self.models):
+            served = [endpoint.provider for endpoint in model.endpoints]
+            for e, name in enumerate(served):
+                if name in served[:e]:
+                    problems.append((("models", m, "endpoints", e, "provider"), f"{name!r} serves {model.id!r} twice"))
+        return problems
+
+    def _unknown_providers(self) -> list[tuple[tuple[str | int, ...], str]]:
+        known = {provider.name for provider in self.providers}
+        return [
+            (
+                ("models", m, "endpoints", e, "provider"),
+                f"unknown provider {endpoint.provider!r}, expected one of {', '.join(sorted(known))}",
+            )
+            for m, model in enumerate(self.models)
+            for e, endpoint in enumerate(model.endpoints)
+            if endpoint.provider not in known
+        ]
+
+    def catalogue(self) -> Catalogue:
+        """Return the core's catalogue. An endpoint's id is provider:model."""
+        providers = {provider.name: provider for provider in self.providers}
+        return Catalogue.of(
+            Endpoint(
+                id=f"{entry.provider}:{model.id}",
+                provider=entry.provider,
+                region=providers[entry.provider].region,
+                zone=providers[entry.provider].zone,
+                model=model.id,
+                provider_model=entry.provider_model,
+                order=order,
+                capabilities=model.capabilities if entry.capabilities is None else entry.capabilities,
+                context_window_tokens=entry.context_window_tokens,
+                input_usd_per_mtok=entry.input_usd_per_mtok,
+                output_usd_per_mtok=entry.output_usd_per_mtok,
+            )
+            for model in self.models
+            for order, entry in enumerate(model.endpoints)
+        )
+
+
+class ReferencesError(ValueError):
+    """Entries that contradict each other, each with its path."""
+
+    def __init__(self, problems: list[tuple[tuple[str | int, ...], str]]) -> None:
+        self.problems = problems
+        super().__init__("; ".join(text for _, text in problems))

@@ -1,0 +1,146 @@
+"""Every error a caller can see, in one tree, and the one table from errors to gRPC and HTTP status.
+
+ServiceError
+├── InvalidRequestError      the request itself is wrong; names each field
+├── NotFoundError            an unknown model (lists the known ones), decision or endpoint
+├── ContextTooLongError      no endpoint's context window can take it
+├── NoEndpointError          no endpoint may serve it now; lists why
+├── AttemptsExhaustedError   every attempt failed; lists the attempts
+├── RateLimitedError         every endpoint that may serve it is rate limited
+├── RequestTimeoutError      the deadline passed
+├── UpstreamRejectedError    a provider refused the request as the caller's fault; its status and body pass through
+└── StreamBrokenError        a stream broke after its first event
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import grpc
+
+from routing.outcomes import Outcome
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptReport:
+    """What one attempt came to, as callers see it. Times in seconds."""
+
+    number: int
+    decision_id: str
+    endpoint_id: str
+    provider: str
+    region: str
+    outcome: Outcome
+    http_status: int | None
+    error: str
+    latency_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Violation:
+    """One wrong field of a request: its path, and what was expected."""
+
+    field: str
+    description: str
+
+
+class ServiceError(Exception):
+    """Base of all errors a caller can see. `retry_after_s` is set when waiting helps."""
+
+    reason = "INTERNAL"
+
+    def __init__(
+        self, message: str, *, attempts: Sequence[AttemptReport] = (), retry_after_s: float | None = None
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.attempts = tuple(attempts)
+        self.retry_after_s = retry_after_s
+
+
+class InvalidRequestError(ServiceError):
+    """The request itself is wrong."""
+
+    reason = "INVALID_ARGUMENT"
+
+    def __init__(self, *violations: Violation) -> None:
+        self.violations = violations
+        super().__init__("; ".join(f"{v.field}: {v.description}" for v in violations))
+
+
+class NotFoundError(ServiceError):
+    """Something the request names does not exist."""
+
+    def __init__(self, reason: str, message: str, known: Sequence[str] = ()) -> None:
+        self.reason = reason
+        self.known = tuple(known)
+        super().__init__(message)
+
+
+class ContextTooLongError(ServiceError):
+    """No endpoint's context window can take the request."""
+
+    reason = "CONTEXT_TOO_LONG"
+
+
+class NoEndpointError(ServiceError):
+    """No endpoint may serve the request now."""
+
+    reason = "NO_ENDPOINT"
+
+
+class AttemptsExhaustedError(ServiceError):
+    """Every attempt failed."""
+
+    reason = "ATTEMPTS_EXHAUSTED"
+
+
+class RateLimitedError(ServiceError):
+    """Every endpoint that may serve the request is rate limited by its provider."""
+
+    reason = "RATE_LIMITED"
+
+
+class RequestTimeoutError(ServiceError):
+    """The deadline passed before an answer."""
+
+    reason = "DEADLINE_EXCEEDED"
+
+
+class UpstreamRejectedError(ServiceError):
+    """A provider refused the request as the caller's fault; another would too."""
+
+    reason = "UPSTREAM_REJECTED"
+
+    def __init__(self, status: int, body: bytes | None, message: str, attempts: Sequence[AttemptReport]) -> None:
+        self.status = status
+        self.body = body
+        super().__init__(message, attempts=attempts)
+
+
+class StreamBrokenError(ServiceError):
+    """A stream broke after its first event: what was sent stands, the rest is missing."""
+
+    reason = "STREAM_BROKEN"
+
+
+@dataclass(frozen=True, slots=True)
+class StatusRow:
+    """How one error looks on both edges. `openai_type` is the `error.type` of the OpenAI wire format."""
+
+    grpc: grpc.StatusCode
+    http: int
+    openai_type: str
+
+
+STATUS: dict[type[ServiceError], StatusRow] = {
+    InvalidRequestError: StatusRow(grpc.StatusCode.INVALID_ARGUMENT, 400, "invalid_request_error"),
+    NotFoundError: StatusRow(grpc.StatusCode.NOT_FOUND, 404, "invalid_request_error"),
+    ContextTooLongError: StatusRow(grpc.StatusCode.FAILED_PRECONDITION, 400, "invalid_request_error"),
+    NoEndpointError: StatusRow(grpc.StatusCode.UNAVAILABLE, 503, "service_unavailable"),
+    AttemptsExhaustedError: StatusRow(grpc.StatusCode.UNAVAILABLE, 503, "service_unavailable"),
+    RateLimitedError: StatusRow(grpc.StatusCode.RESOURCE_EXHAUSTED, 429, "rate_limit_error"),
+    RequestTimeoutError: StatusRow(grpc.StatusCode.DEADLINE_EXCEEDED, 504, "timeout"),
+    UpstreamRejectedError: StatusRow(grpc.StatusCode.INVALID_ARGUMENT, 400, "invalid_request_error"),
+    StreamBrokenError: StatusRow(grpc.StatusCode.UNAVAILABLE, 502, "stream_broken"),
+    ServiceError: StatusRow(grpc.StatusCode.INTERNAL, 500, "internal_error"),
+}

@@ -1,0 +1,1 @@
+"""The HTTP edge: the OpenAI wire format, health and metrics."""

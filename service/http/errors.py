@@ -1,0 +1,87 @@
+"""From a ServiceError to an HTTP response with an error body in the OpenAI shape; one middleware for all routes."""
+
+import logging
+from collections.abc import Awaitable, Callable
+from math import ceil
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+from service.errors import STATUS, InvalidRequestError, NotFoundError, ServiceError, UpstreamRejectedError, Violation
+
+log = logging.getLogger(__name__)
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+REQUEST_ID = "x-request-id"
+request_id_key: web.RequestKey[str] = web.RequestKey("request_id", str)
+
+
+def error_body(error: ServiceError) -> dict[str, Any]:
+    """Return the JSON body: OpenAI's `error` object, with the attempts beside it where there were any."""
+    row = STATUS[type(error)]
+    param = error.violations[0].field if isinstance(error, InvalidRequestError) else None
+    body: dict[str, Any] = {
+        "message": error.message,
+        "type": row.openai_type,
+        "param": "model" if isinstance(error, NotFoundError) and error.reason == "UNKNOWN_MODEL" else param,
+        "code": "model_not_found" if error.reason == "UNKNOWN_MODEL" else error.reason.lower(),
+    }
+    if error.attempts:
+        body["attempts"] = [
+            {
+                "number": a.number,
+                "endpoint": a.endpoint_id,
+                "provider": a.provider,
+                "region": a.region,
+                "outcome": a.outcome.value,
+                "status": a.http_status,
+                "error": a.error,
+                "latency_ms": round(a.latency_s * 1e3, 3),
+                "decision_id": a.decision_id,
+            }
+            for a in error.attempts
+        ]
+    return {"error": body}
+
+
+def error_response(error: ServiceError) -> web.Response:
+    """Return the response. A provider's refusal of the caller's request passes through with its own status and body."""
+    if isinstance(error, UpstreamRejectedError):
+        body = error.body if error.body is not None else msgspec.json.encode(error_body(error))
+        return web.Response(status=error.status, body=body, content_type="application/json")
+    headers = {}
+    if error.retry_after_s is not None:
+        headers = {
+            "retry-after": str(ceil(error.retry_after_s)),
+            "retry-after-ms": str(ceil(error.retry_after_s * 1e3)),
+        }
+    if error.attempts:
+        # The endpoints have been tried already: a client's own retries would only multiply ours.
+        headers["x-should-retry"] = "false"
+    status = STATUS[type(error)].http
+    return web.Response(
+        status=status, body=msgspec.json.encode(error_body(error)), content_type="application/json", headers=headers
+    )
+
+
+@web.middleware
+async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Turn every error into a response in the OpenAI shape, and put the request id on every response."""
+    try:
+        response = await handler(request)
+    except ServiceError as error:
+        response = error_response(error)
+    except web.HTTPRequestEntityTooLarge as error:
+        response = error_response(InvalidRequestError(Violation("body", error.text or "too large")))
+        response.set_status(413)
+    except web.HTTPException as error:
+        what = f"{request.method} {request.path}: {error.reason}"
+        body = {"error": {"message": what, "type": "invalid_request_error", "param": None, "code": "unknown_path"}}
+        response = web.json_response(body, status=error.status)
+    except Exception:
+        log.exception("unexpected error in %s %s", request.method, request.path)
+        response = error_response(ServiceError("internal error; the service's log has the details"))
+    if not response.prepared:
+        response.headers.setdefault(REQUEST_ID, request.get(request_id_key, ""))
+    return response

@@ -1,0 +1,144 @@
+"""The OpenAI-compatible routes. Bodies pass through; only what routing needs is read.
+
+Routing wishes come as headers, so that any OpenAI client can send them: `x-routecast-objective`, `-provider`,
+`-agent`, `-session`, `-idempotent`. What became of the request goes back the same way: `x-routecast-endpoint`,
+`-provider`, `-attempts`, `-decision`, `-cost-usd`.
+"""
+
+import secrets
+from contextlib import aclosing
+
+import msgspec
+from aiohttp import web
+
+from routing.errors import UnknownModelError
+from routing.model import Catalogue, Objective, RouteRequest
+from service.complete import Begun, Completer
+from service.errors import InvalidRequestError, NotFoundError, ServiceError, Violation
+from service.http.errors import error_body, error_response, request_id_key
+from service.providers.base import Chunk, Operation
+from service.walk import Completion, Report
+from service.wire import body_fields, flag_field, text_field
+
+_PREFIX = "x-routecast-"
+_FORWARDED = ("openai-beta", "traceparent", "tracestate", "baggage", "x-client-request-id", "idempotency-key")
+_OBJECTIVES = {objective.value: objective for objective in Objective}
+
+
+class OpenAiRoutes:
+    """`/v1/…` for one completer and catalogue."""
+
+    def __init__(self, completer: Completer, catalogue: Catalogue) -> None:
+        self._completer = completer
+        self._catalogue = catalogue
+
+    def table(self) -> list[web.RouteDef]:
+        """Return the routes."""
+        return [
+            web.post("/v1/chat/completions", self.chat),
+            web.post("/v1/embeddings", self.embeddings),
+            web.get("/v1/models", self.models),
+            web.get("/v1/models/{model:.+}", self.model),
+        ]
+
+    async def chat(self, request: web.Request) -> web.StreamResponse:
+        """Serve a chat completion, whole or as server-sent events."""
+        completion = await self._completion(request, Operation.CHAT)
+        return await self._stream(request, completion) if completion.stream else await self._whole(completion)
+
+    async def embeddings(self, request: web.Request) -> web.StreamResponse:
+        """Serve embeddings."""
+        return await self._whole(await self._completion(request, Operation.EMBEDDINGS))
+
+    async def models(self, request: web.Request) -> web.Response:  # noqa: ARG002  # aiohttp's signature
+        """List the canonical models."""
+        data = [_model_object(model) for model in sorted(self._catalogue.by_model)]
+        return web.json_response({"object": "list", "data": data})
+
+    async def model(self, request: web.Request) -> web.Response:
+        """Show one canonical model."""
+        try:
+            self._catalogue.endpoints_for(request.match_info["model"])
+        except UnknownModelError as error:
+            raise NotFoundError("UNKNOWN_MODEL", str(error), error.known) from error
+        return web.json_response(_model_object(request.match_info["model"]))
+
+    async def _completion(self, request: web.Request, operation: Operation) -> Completion:
+        request_id = request.headers.get("x-request-id") or secrets.token_hex(12)
+        request[request_id_key] = request_id
+        fields = body_fields(await request.read())
+        stream = operation is Operation.CHAT and flag_field(fields, "stream")
+        return Completion(
+            operation=operation,
+            fields=fields,
+            route=RouteRequest(
+                model=text_field(fields, "model"),
+                objective=_objective(request),
+                agent=request.headers.get(f"{_PREFIX}agent", ""),
+                preferred_provider=request.headers.get(f"{_PREFIX}provider", ""),
+            ),
+            request_id=request_id,
+            edge="http",
+            stream=stream,
+            idempotent=request.headers.get(f"{_PREFIX}idempotent", "true").lower() != "false",
+            session_id=request.headers.get(f"{_PREFIX}session", ""),
+            headers={name: request.headers[name] for name in _FORWARDED if name in request.headers},
+            query=request.query_string,
+        )
+
+    async def _whole(self, completion: Completion) -> web.Response:
+        served = await self._completer.complete(completion)
+        headers = {"content-type": "application/json", **served.reply.headers, **_report_headers(served.report)}
+        return web.Response(status=served.reply.status, body=served.reply.body, headers=headers)
+
+    async def _stream(self, request: web.Request, completion: Completion) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"content-type": "text/event-stream", "cache-control": "no-cache"})
+        try:
+            async with aclosing(self._completer.stream(completion)) as items:
+                async for item in items:
+                    match item:
+                        case Begun():
+                            response.headers.update(_begun_headers(item, completion.request_id))
+                            await response.prepare(request)
+                        case Chunk():
+                            if item.usage_requested:
+                                await response.write(b"data: " + item.data + b"\n\n")
+                        case Report():
+                            await response.write(b"data: [DONE]\n\n")
+        except ServiceError as error:
+            if not response.prepared:
+                return error_response(error)
+            # No [DONE] follows: a stream that ends here must not look whole.
+            await response.write(b"data: " + msgspec.json.encode(error_body(error)) + b"\n\n")
+        await response.write_eof()
+        return response
+
+
+def _objective(request: web.Request) -> Objective:
+    value = request.headers.get(f"{_PREFIX}objective", Objective.ORDERED.value)
+    if value not in _OBJECTIVES:
+        expected = f"unknown objective {value!r}, expected one of {', '.join(_OBJECTIVES)}"
+        raise InvalidRequestError(Violation(f"{_PREFIX}objective", expected))
+    return _OBJECTIVES[value]
+
+
+def _begun_headers(begun: Begun, request_id: str) -> dict[str, str]:
+    return {
+        "x-request-id": request_id,
+        f"{_PREFIX}endpoint": begun.endpoint.id,
+        f"{_PREFIX}provider": begun.endpoint.provider,
+        f"{_PREFIX}attempts": str(begun.number),
+        f"{_PREFIX}decision": begun.decision_id,
+    }
+
+
+def _report_headers(report: Report) -> dict[str, str]:
+    last = report.attempts[-1]
+    headers = _begun_headers(Begun(report.endpoint, last.number, last.decision_id), report.request_id)
+    if report.cost_usd is not None:
+        headers[f"{_PREFIX}cost-usd"] = f"{report.cost_usd:.9f}"
+    return headers
+
+
+def _model_object(model: str) -> dict[str, object]:
+    return {"id": model, "object": "model", "created": 0, "owned_by": "routecast"}

@@ -1,0 +1,149 @@
+"""The composition root: builds a service from its configuration, starts it, and stops it in order."""
+
+import asyncio
+import contextlib
+import logging
+import signal
+import ssl
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from random import SystemRandom
+from typing import Any
+
+from analytics.segments import SegmentWriter
+from analytics.writer import HistoryWriter
+from routing.engine import Engine
+from service.clock import SteadyClock
+from service.complete import Completer
+from service.config import Config, Upstream
+from service.history import HistoryListener, fan_out
+from service.http.openai import OpenAiRoutes
+from service.http.server import HttpServer
+from service.probes import Prober
+from service.providers.aiohttp_transport import AiohttpTransport
+from service.providers.httpx_transport import HttpxTransport
+from service.providers.openai_compatible import OpenAICompatible
+from service.providers.transport import Transport
+from service.refresh import ScoringLink
+from service.router import Router
+from service.rpc.router_service import RouterService
+from service.rpc.server import RpcServer
+from service.sessions import SessionStore
+from service.telemetry import Metrics
+
+log = logging.getLogger(__name__)
+
+_TICK_S = 0.25
+_HISTORY_CLOSE_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Ports:
+    """Where a started service listens."""
+
+    grpc: int
+    http: int
+
+
+def _transport(upstream: Upstream) -> Transport:
+    tls = ssl.create_default_context()
+    if not upstream.verify_tls:
+        tls.check_hostname = False
+        tls.verify_mode = ssl.CERT_NONE
+    return AiohttpTransport(tls) if upstream.client == "aiohttp" else HttpxTransport(tls)
+
+
+@asynccontextmanager
+async def running(config: Config) -> AsyncIterator[Ports]:
+    """Run a service within the block. Raises OSError when an address is taken.
+
+    On leaving: health says NOT_SERVING, requests in flight finish within the drain period, history is made durable.
+    """
+    clock, policy = SteadyClock(), config.policy.policy()
+    engine = Engine(config.catalogue(), policy, clock.now())
+    router = Router(engine, clock, SystemRandom())
+    writer = HistoryWriter(
+        SegmentWriter(config.data_dir / "history", config.replica, epoch=time.time_ns()),
+        flush_s=config.history.flush_s,
+        flush_rows=config.history.flush_rows,
+        max_pending=config.history.buffer_rows,
+    )
+    metrics = Metrics(lambda: engine.snapshot, writer.stats)
+    sink = fan_out(writer.put, metrics.put)
+    router.listen(HistoryListener(sink, config.replica))
+
+    async with contextlib.AsyncExitStack() as stack:
+        stack.push_async_callback(asyncio.to_thread, writer.close, _HISTORY_CLOSE_S)
+        transport = _transport(config.upstream)
+        stack.push_async_callback(transport.aclose)
+        adapters = {
+            provider.name: OpenAICompatible(
+                provider.base_url,
+                transport,
+                api_key=provider.api_key.get_secret_value() if provider.api_key else "",
+                headers=provider.headers,
+            )
+            for provider in config.providers
+        }
+        prober = Prober(router, adapters, sink, policy.attempts, config.replica)
+        router.probe_with(prober.probe)
+        stack.push_async_callback(prober.stop)
+        if config.scoring.enabled:
+            link = ScoringLink(router, config.scoring, config.data_dir, config.replica)
+            router.listen(link)
+            await _background(stack, link.run(), "scoring link")
+        await _background(stack, _tick(router.tick), "tick")
+
+        sessions = SessionStore(config.sessions, clock)
+        completer = Completer(router, adapters, sessions, sink, policy.attempts, config.replica)
+        base_urls = {provider.name: provider.base_url for provider in config.providers}
+        limit = config.server.max_body_bytes
+        rpc = RpcServer(RouterService(router, completer, sink, base_urls, config.replica), limit)
+        http = HttpServer(OpenAiRoutes(completer, engine.catalogue), metrics.render, limit)
+
+        async def stop_serving() -> None:
+            await asyncio.gather(rpc.stop(config.server.drain_s), http.stop())
+
+        stack.push_async_callback(stop_serving)
+        ports = Ports(await rpc.start(config.server.grpc), await http.start(config.server.http, config.server.drain_s))
+        yield ports
+
+
+async def _background(stack: contextlib.AsyncExitStack, work: Coroutine[Any, Any, None], name: str) -> None:
+    """Run `work` until the stack closes."""
+    task = asyncio.get_running_loop().create_task(work, name=name)
+    task.add_done_callback(_report_death)
+
+    async def cancel() -> None:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    stack.push_async_callback(cancel)
+
+
+def _report_death(task: "asyncio.Task[None]") -> None:
+    if not task.cancelled() and task.exception() is not None:
+        log.critical("%s has ended", task.get_name(), exc_info=task.exception())
+
+
+async def _tick(tick: Callable[[], None]) -> None:
+    while True:
+        await asyncio.sleep(_TICK_S)
+        try:
+            tick()
+        except Exception:
+            log.exception("a tick failed; the snapshot stays as it was")
+
+
+async def serve(config: Config, announce: Callable[[Ports], None]) -> None:
+    """Serve until SIGTERM or SIGINT. `announce` is told the ports once all of them listen."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    async with running(config) as ports:
+        announce(ports)
+        await stop.wait()
+        log.info("stopping: requests in flight may take up to %g s", config.server.drain_s)

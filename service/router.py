@@ -1,0 +1,161 @@
+"""The shell around the pure engine: it brings the clock and the randomness, and carries out what the engine asks for.
+
+Everything that is learned passes through here once: to the engine at once, to the scoring process in batches, to
+history as records.
+"""
+
+import logging
+import secrets
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from random import Random
+from typing import Protocol
+
+from routing.engine import Action, Engine, Finished, Forecasts, Probe, Transitioned
+from routing.errors import UnknownModelError
+from routing.model import Endpoint, RouteRequest
+from routing.pipeline import Decision, decide, in_order
+from service.clock import Clock
+from service.errors import NotFoundError
+
+log = logging.getLogger(__name__)
+
+_REMEMBERED = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Decided:
+    """A decision under its id."""
+
+    id: str
+    request_id: str
+    number: int
+    decision: Decision
+
+
+class Listener(Protocol):
+    """Hears of everything the router learns. Must return at once and may not raise."""
+
+    def decided(self, decided: Decided) -> None:
+        """A decision was made."""
+
+    def started(self, endpoint: Endpoint, attempt_id: str, now: float) -> None:
+        """An attempt was sent."""
+
+    def first_byte(self, endpoint: Endpoint, attempt_id: str, now: float) -> None:
+        """An attempt's first byte arrived."""
+
+    def finished(self, endpoint: Endpoint, result: Finished, now: float) -> None:
+        """An attempt ended."""
+
+    def transitioned(self, action: Transitioned) -> None:
+        """An endpoint's health changed."""
+
+
+class Router:
+    """Decides and observes for one process."""
+
+    def __init__(self, engine: Engine, clock: Clock, rng: Random) -> None:
+        self.engine = engine
+        self.clock = clock
+        self._rng = rng
+        self._listeners: list[Listener] = []
+        self._probe: Callable[[Endpoint], None] | None = None
+        self._decisions: OrderedDict[str, Decided] = OrderedDict()
+
+    def listen(self, listener: Listener) -> None:
+        """Add a listener."""
+        self._listeners.append(listener)
+
+    def probe_with(self, probe: Callable[[Endpoint], None]) -> None:
+        """Set what sends the probes that the engine asks for. It must return at once."""
+        self._probe = probe
+
+    def decide(self, request: RouteRequest, request_id: str, number: int = 1) -> Decided:
+        """Decide where an attempt goes. Raises NotFoundError for an unknown model."""
+        decided = Decided(secrets.token_hex(8), request_id, number, self.preview(request))
+        self._decisions[decided.id] = decided
+        if len(self._decisions) > _REMEMBERED:
+            self._decisions.popitem(last=False)
+        for listener in self._listeners:
+            listener.decided(decided)
+        return decided
+
+    def preview(self, request: RouteRequest) -> Decision:
+        """Decide without recording it, for explanations. Raises NotFoundError for an unknown model."""
+        now = self.clock.now()
+        try:
+            return decide(self.engine.snapshot, request, now, self._rng.random())
+        except UnknownModelError as error:
+            raise NotFoundError("UNKNOWN_MODEL", str(error), error.known) from error
+        except Exception:
+            # Failover must never break a request (F-20): the configured order needs no snapshot, score or share.
+            log.exception("the decision failed; going by the configured order")
+            return in_order(self.engine.catalogue, request, now)
+
+    def recall(self, decision_id: str) -> Decided:
+        """Return one of the last decisions. Raises NotFoundError for others."""
+        try:
+            return self._decisions[decision_id]
+        except KeyError:
+            message = f"decision {decision_id!r} is not among the last {_REMEMBERED}; older ones are in the history"
+            raise NotFoundError("UNKNOWN_DECISION", message) from None
+
+    def started(self, endpoint: Endpoint, *, at: float | None = None) -> str:
+        """An attempt is being sent; return its id."""
+        attempt_id, now = secrets.token_hex(8), self.clock.now() if at is None else at
+        self.engine.started(endpoint.id, attempt_id, now)
+        for listener in self._listeners:
+            listener.started(endpoint, attempt_id, now)
+        return attempt_id
+
+    def first_byte(self, endpoint: Endpoint, attempt_id: str) -> None:
+        """The attempt's first byte of payload arrived."""
+        self.engine.first_byte(endpoint.id, attempt_id)
+        for listener in self._listeners:
+            listener.first_byte(endpoint, attempt_id, self.clock.now())
+
+    def finished(self, endpoint: Endpoint, result: Finished) -> None:
+        """An attempt on live traffic ended."""
+        self._ended(endpoint, result, self.engine.finished)
+
+    def probed(self, endpoint: Endpoint, result: Finished) -> None:
+        """A probe ended."""
+        self._ended(endpoint, result, self.engine.probed)
+
+    def _ended(self, endpoint: Endpoint, result: Finished, observe: Callable[[Finished, float], list[Action]]) -> None:
+        now = self.clock.now()
+        for listener in self._listeners:
+            listener.finished(endpoint, result, now)
+        try:
+            self._act(observe(result, now))
+        except Exception:
+            log.exception("an observation of %s could not be judged; the request goes on", endpoint.id)
+
+    def forecast(self, forecasts: Forecasts) -> None:
+        """The scoring process has spoken. Its time is when its observations were taken, which is what ages."""
+        self._act(self.engine.forecast(forecasts, self.clock.now()))
+
+    def withdraw_forecast(self) -> None:
+        """The scoring process is gone: its last word no longer counts from the next tick on."""
+        self.engine.forecast(Forecasts(0.0, "", 1.0, {}), self.clock.now())
+
+    def tick(self) -> None:
+        """Let time pass."""
+        self._act(self.engine.tick(self.clock.now()))
+
+    def _act(self, actions: list[Action]) -> None:
+        for action in actions:
+            match action:
+                case Probe(endpoint):
+                    if self._probe is not None:
+                        self._probe(endpoint)
+                case Transitioned():
+                    for listener in self._listeners:
+                        listener.transitioned(action)
+
+
+def without(request: RouteRequest, endpoint_id: str) -> RouteRequest:
+    """Return the request with one more endpoint excluded."""
+    return replace(request, excluded=request.excluded | {endpoint_id})

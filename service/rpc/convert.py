@@ -1,0 +1,376 @@
+"""Between protos and the core's values, both ways. No proto goes past this module."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import msgspec
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
+from routecast.v1 import chat_pb2, router_pb2, routing_pb2
+
+from routing.health import State
+from routing.model import Capability, Objective, RouteRequest
+from routing.outcomes import Outcome
+from routing.pipeline import Considered
+from service.errors import AttemptReport, InvalidRequestError, Violation
+from service.providers.base import Chunk, Operation
+from service.walk import Completion, Report
+
+_OBJECTIVES = {routing_pb2.Objective.Value(f"OBJECTIVE_{o.name}"): o for o in Objective} | {0: Objective.ORDERED}
+_OBJECTIVE_VALUES = {o: routing_pb2.Objective.Value(f"OBJECTIVE_{o.name}") for o in Objective}
+_CAPABILITIES = {routing_pb2.Capability.Value(f"CAPABILITY_{c.name}"): c for c in Capability}
+_CAPABILITY_VALUES = {c: value for value, c in _CAPABILITIES.items()}
+_OUTCOMES: dict[int, Outcome] = {routing_pb2.Outcome.Value(f"OUTCOME_{o.name}"): o for o in Outcome}
+_OUTCOME_VALUES = {o: routing_pb2.Outcome.Value(f"OUTCOME_{o.name}") for o in Outcome}
+_STATE_VALUES = {s: routing_pb2.HealthState.Value(f"HEALTH_STATE_{s.name}") for s in State}
+_ROLES = {
+    chat_pb2.Role.Value(f"ROLE_{name.upper()}"): name for name in ("system", "developer", "user", "assistant", "tool")
+}
+_ROLE_VALUES = {name: chat_pb2.Role.Value(f"ROLE_{name.upper()}") for name in _ROLES.values()}
+_MODELLED = ("model", "messages", "stream", "temperature", "max_tokens")
+
+_OBJECT = msgspec.json.Decoder(dict[str, msgspec.Raw])
+
+
+class _Message(msgspec.Struct):
+    role: str = ""
+    content: Any = None
+
+
+class _ReplyChoice(msgspec.Struct):
+    index: int = 0
+    message: msgspec.Raw = msgspec.Raw(b"{}")
+    finish_reason: str | None = None
+
+
+class _Reply(msgspec.Struct):
+    id: str = ""
+    model: str = ""
+    choices: list[_ReplyChoice] = []
+
+
+class _DeltaChoice(msgspec.Struct):
+    index: int = 0
+    delta: _Message | None = None
+    finish_reason: str | None = None
+
+
+class _Event(msgspec.Struct):
+    choices: list[_DeltaChoice] = []
+
+
+class _EmbeddingItem(msgspec.Struct):
+    embedding: list[float]
+    index: int = 0
+
+
+class _Embeddings(msgspec.Struct):
+    data: list[_EmbeddingItem] = []
+
+
+_REPLY, _EVENT = msgspec.json.Decoder(_Reply), msgspec.json.Decoder(_Event)
+_EMBEDDINGS, _MESSAGE = msgspec.json.Decoder(_Embeddings), msgspec.json.Decoder(_Message)
+
+
+def duration(seconds: float) -> Duration:
+    """Return a Duration, to the microsecond."""
+    value = Duration()
+    value.FromMicroseconds(round(seconds * 1e6))
+    return value
+
+
+def timestamp(unix_s: float) -> Timestamp:
+    """Return a Timestamp, to the microsecond."""
+    value = Timestamp()
+    value.FromMicroseconds(round(unix_s * 1e6))
+    return value
+
+
+def _object(data: bytes, field: str) -> dict[str, msgspec.Raw]:
+    try:
+        return _OBJECT.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise InvalidRequestError(Violation(field, f"expected a JSON object ({error})")) from error
+
+
+def _message(message: chat_pb2.ChatMessage, field: str) -> msgspec.Raw:
+    if message.raw_json:
+        if message.role or message.text:
+            raise InvalidRequestError(Violation(field, "expected raw_json alone, or role and text"))
+        _object(message.raw_json, f"{field}.raw_json")
+        return msgspec.Raw(message.raw_json)
+    if message.role not in _ROLES:
+        raise InvalidRequestError(Violation(f"{field}.role", "expected a role, or raw_json instead"))
+    return msgspec.Raw(msgspec.json.encode({"role": _ROLES[message.role], "content": message.text}))
+
+
+def _extra(extra_json: bytes, forbidden: Iterable[str], field: str) -> dict[str, msgspec.Raw]:
+    extra = _object(extra_json, field) if extra_json else {}
+    if taken := [name for name in forbidden if name in extra]:
+        raise InvalidRequestError(
+            Violation(field, f"may not contain {', '.join(taken)}: the request has fields for them")
+        )
+    return extra
+
+
+def objective(value: int, field: str = "routing.objective") -> Objective:
+    """Return the core's objective. Raises InvalidRequestError for a number that is none."""
+    if value not in _OBJECTIVES:
+        raise InvalidRequestError(Violation(field, f"{value} is no Objective"))
+    return _OBJECTIVES[value]
+
+
+def outcome(value: int, field: str) -> Outcome:
+    """Return the core's outcome. Raises InvalidRequestError when unspecified or unknown."""
+    if value not in _OUTCOMES:
+        raise InvalidRequestError(Violation(field, "expected an outcome"))
+    return _OUTCOMES[value]
+
+
+def _route(model: str, options: routing_pb2.RoutingOptions) -> RouteRequest:
+    return RouteRequest(
+        model=model,
+        objective=objective(options.objective),
+        agent=options.agent,
+        preferred_provider=options.preferred_provider,
+    )
+
+
+def route_request(request: router_pb2.RouteRequest) -> RouteRequest:
+    """Return what the core needs to know of a Route call. Raises InvalidRequestError."""
+    if not request.model:
+        raise InvalidRequestError(Violation("model", "expected a canonical model id"))
+    if unknown := [value for value in request.needs if value not in _CAPABILITIES]:
+        raise InvalidRequestError(Violation("needs", f"{unknown[0]} is no Capability"))
+    if request.input_tokens < 0:
+        raise InvalidRequestError(Violation("input_tokens", "expected 0 or more"))
+    base = _route(request.model, request.routing)
+    return RouteRequest(
+        model=base.model,
+        needs=frozenset(_CAPABILITIES[value] for value in request.needs),
+        objective=base.objective,
+        agent=base.agent,
+        input_tokens=request.input_tokens,
+        preferred_provider=base.preferred_provider,
+        excluded=frozenset(request.excluded_endpoint_ids),
+    )
+
+
+def chat_completion(
+    chat: chat_pb2.ChatRequest,
+    options: routing_pb2.RoutingOptions,
+    *,
+    stream: bool,
+    request_id: str,
+    timeout_s: float | None,
+) -> Completion:
+    """Return a Complete or StreamComplete call as both edges know it. Raises InvalidRequestError naming each wrong
+    field.
+    """
+    if not chat.model:
+        raise InvalidRequestError(Violation("chat.model", "expected a canonical model id"))
+    if not chat.messages:
+        raise InvalidRequestError(Violation("chat.messages", "expected at least one message"))
+    messages = [_message(message, f"chat.messages[{i}]") for i, message in enumerate(chat.messages)]
+    fields: dict[str, msgspec.Raw] = {
+        "model": msgspec.Raw(msgspec.json.encode(chat.model)),
+        "messages": msgspec.Raw(msgspec.json.encode(messages)),
+    }
+    if chat.HasField("temperature"):
+        fields["temperature"] = msgspec.Raw(msgspec.json.encode(chat.temperature))
+    if chat.HasField("max_output_tokens"):
+        fields["max_tokens"] = msgspec.Raw(msgspec.json.encode(chat.max_output_tokens))
+    fields |= _extra(chat.extra_json, _MODELLED, "chat.extra_json")
+    if stream:
+        fields["stream"] = msgspec.Raw(b"true")
+    return _completion(
+        Operation.CHAT, fields, chat.model, options, stream=stream, request_id=request_id, timeout_s=timeout_s
+    )
+
+
+def embedding(request: router_pb2.EmbedRequest, *, request_id: str, timeout_s: float | None) -> Completion:
+    """Return an Embed call as both edges know it. Raises InvalidRequestError naming each wrong field."""
+    if not request.model:
+        raise InvalidRequestError(Violation("model", "expected a canonical model id"))
+    if not request.inputs:
+        raise InvalidRequestError(Violation("inputs", "expected at least one input"))
+    fields = {
+        "model": msgspec.Raw(msgspec.json.encode(request.model)),
+        "input": msgspec.Raw(msgspec.json.encode(list(request.inputs))),
+        **_extra(request.extra_json, ("model", "input", "encoding_format"), "extra_json"),
+    }
+    return _completion(
+        Operation.EMBEDDINGS,
+        fields,
+        request.model,
+        request.routing,
+        stream=False,
+        request_id=request_id,
+        timeout_s=timeout_s,
+    )
+
+
+def _completion(
+    operation: Operation,
+    fields: Mapping[str, msgspec.Raw],
+    model: str,
+    options: routing_pb2.RoutingOptions,
+    *,
+    stream: bool,
+    request_id: str,
+    timeout_s: float | None,
+) -> Completion:
+    return Completion(
+        operation=operation,
+        fields=fields,
+        route=_route(model, options),
+        request_id=request_id,
+        edge="grpc",
+        stream=stream,
+        idempotent=options.idempotent if options.HasField("idempotent") else True,
+        timeout_s=timeout_s,
+        session_id=options.session_id,
+    )
+
+
+def attempts_to_proto(attempts: Iterable[AttemptReport]) -> list[routing_pb2.Attempt]:
+    """Return the attempts of a request."""
+    return [
+        routing_pb2.Attempt(
+            number=attempt.number,
+            endpoint_id=attempt.endpoint_id,
+            provider=attempt.provider,
+            region=attempt.region,
+            outcome=_OUTCOME_VALUES[attempt.outcome],
+            http_status=attempt.http_status or 0,
+            error=attempt.error,
+            latency=duration(attempt.latency_s),
+            decision_id=attempt.decision_id,
+        )
+        for attempt in attempts
+    ]
+
+
+def report_to_proto(report: Report) -> routing_pb2.RoutingReport:
+    """Return what serving a request took."""
+    return routing_pb2.RoutingReport(
+        request_id=report.request_id,
+        endpoint_id=report.endpoint.id,
+        provider=report.endpoint.provider,
+        region=report.endpoint.region,
+        provider_model=report.endpoint.provider_model,
+        attempts=attempts_to_proto(report.attempts),
+        failed_over=report.failed_over,
+        input_usd_per_mtok=report.endpoint.input_usd_per_mtok,
+        output_usd_per_mtok=report.endpoint.output_usd_per_mtok,
+        cost_usd=report.cost_usd,
+        session_id=report.session_id,
+        finish_time=timestamp(report.time),
+    )
+
+
+def usage_to_proto(input_tokens: int | None, output_tokens: int | None) -> chat_pb2.Usage:
+    """Return token counts, 0 for unknown ones."""
+    return chat_pb2.Usage(input_tokens=input_tokens or 0, output_tokens=output_tokens or 0)
+
+
+def reply_to_proto(body: bytes, report: Report) -> router_pb2.CompleteResponse:
+    """Return a whole reply; what the proto does not model is in `raw_json`."""
+    reply = _REPLY.decode(body)
+    return router_pb2.CompleteResponse(
+        id=reply.id,
+        provider_model=reply.model,
+        choices=[
+            chat_pb2.ChatChoice(
+                index=choice.index,
+                message=_message_to_proto(choice.message),
+                finish_reason=choice.finish_reason or "",
+            )
+            for choice in reply.choices
+        ],
+        usage=usage_to_proto(report.input_tokens, report.output_tokens),
+        routing=report_to_proto(report),
+        raw_json=body,
+    )
+
+
+def _message_to_proto(raw: msgspec.Raw) -> chat_pb2.ChatMessage:
+    message = _MESSAGE.decode(raw)
+    text = message.content if isinstance(message.content, str) else ""
+    return chat_pb2.ChatMessage(
+        role=_ROLE_VALUES.get(message.role, chat_pb2.ROLE_UNSPECIFIED), text=text, raw_json=bytes(raw)
+    )
+
+
+def chunk_to_proto(chunk: Chunk) -> chat_pb2.ChatChunk:
+    """Return one event of a stream."""
+    event = _EVENT.decode(chunk.data)
+    return chat_pb2.ChatChunk(
+        deltas=[
+            chat_pb2.ChoiceDelta(
+                index=choice.index,
+                text=choice.delta.content if choice.delta and isinstance(choice.delta.content, str) else "",
+                finish_reason=choice.finish_reason or "",
+            )
+            for choice in event.choices
+        ],
+        usage=usage_to_proto(chunk.input_tokens, chunk.output_tokens) if chunk.input_tokens is not None else None,
+        raw_json=chunk.data,
+    )
+
+
+def embeddings_to_proto(body: bytes, report: Report) -> router_pb2.EmbedResponse:
+    """Return embeddings as floats."""
+    return router_pb2.EmbedResponse(
+        embeddings=[router_pb2.Embedding(index=e.index, values=e.embedding) for e in _EMBEDDINGS.decode(body).data],
+        usage=usage_to_proto(report.input_tokens, report.output_tokens),
+        routing=report_to_proto(report),
+        raw_json=body,
+    )
+
+
+def candidate_to_proto(considered: Considered, base_url: str) -> routing_pb2.Candidate:
+    """Return one candidate of a decision."""
+    facts = considered.candidate.facts
+    return routing_pb2.Candidate(
+        endpoint_id=facts.endpoint.id,
+        provider=facts.endpoint.provider,
+        region=facts.endpoint.region,
+        zone=facts.endpoint.zone,
+        provider_model=facts.endpoint.provider_model,
+        base_url=base_url,
+        state=_STATE_VALUES[facts.state],
+        share=considered.share,
+        score=considered.candidate.score,
+        risk=facts.risk,
+        exclusion=considered.exclusion,
+        contributions=considered.candidate.contributions,
+        median_latency=None if facts.latency_s is None else duration(facts.latency_s),
+    )
+
+
+def objective_to_proto(value: Objective) -> routing_pb2.Objective.ValueType:
+    """Return the proto's objective."""
+    return _OBJECTIVE_VALUES[value]
+
+
+def model_to_proto(model: str, endpoints: Iterable[Any], states: Mapping[str, State]) -> router_pb2.Model:
+    """Return a model with its endpoints and their health."""
+    return router_pb2.Model(
+        id=model,
+        endpoints=[
+            router_pb2.ModelEndpoint(
+                endpoint_id=e.id,
+                provider=e.provider,
+                region=e.region,
+                zone=e.zone,
+                provider_model=e.provider_model,
+                state=_STATE_VALUES[states[e.id]],
+                capabilities=sorted(_CAPABILITY_VALUES[c] for c in e.capabilities),
+                context_window_tokens=e.context_window_tokens or 0,
+                input_usd_per_mtok=e.input_usd_per_mtok,
+                output_usd_per_mtok=e.output_usd_per_mtok,
+            )
+            for e in endpoints
+        ],
+    )

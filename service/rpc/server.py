@@ -1,0 +1,75 @@
+"""The gRPC server: RouterService, health and reflection, and the channel arguments that defaults get wrong."""
+
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1.health import aio as aio_health
+from grpc_reflection.v1alpha import reflection
+from routecast.v1 import router_pb2, router_pb2_grpc
+
+from service.rpc.router_service import RouterService
+
+ROUTER = router_pb2.DESCRIPTOR.services_by_name["RouterService"].full_name
+_NAMES = ("", ROUTER)
+
+
+class Health(aio_health.HealthServicer):  # type: ignore[misc]  # grpcio ships no types for it
+    """grpc.health.v1 with Check, Watch and List; grpcio's own asyncio servicer lacks List."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._current: dict[str, int] = {}
+
+    async def set_serving(self, serving: bool) -> None:
+        """Set the status of the whole server and of each service."""
+        statuses = health_pb2.HealthCheckResponse
+        value = statuses.SERVING if serving else statuses.NOT_SERVING
+        for name in _NAMES:
+            self._current[name] = value
+            await self.set(name, value)
+
+    async def List(self, request: health_pb2.HealthListRequest, context: Any) -> health_pb2.HealthListResponse:  # noqa: ARG002, N802  # gRPC
+        """Return the status of every service."""
+        statuses = {name: health_pb2.HealthCheckResponse(status=value) for name, value in self._current.items()}
+        return health_pb2.HealthListResponse(statuses=statuses)
+
+
+class RpcServer:
+    """One gRPC server on one address."""
+
+    def __init__(self, service: RouterService, max_message_bytes: int) -> None:
+        self._server = grpc.aio.server(
+            options=[
+                ("grpc.max_receive_message_length", max_message_bytes),
+                ("grpc.max_send_message_length", max_message_bytes),
+                # grpcio sheds with CANCELLED beyond 1,000 pending calls, which a burst reaches easily.
+                ("grpc.server.max_pending_requests", 10_000),
+                ("grpc.server.max_pending_requests_hard_limit", 20_000),
+                # Clients that keep idle channels alive are not misbehaving.
+                ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+                ("grpc.keepalive_permit_without_calls", 1),
+                ("grpc.so_reuseport", 0),
+            ]
+        )
+        self._health = Health()
+        router_pb2_grpc.add_RouterServiceServicer_to_server(service, self._server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        reflection.enable_server_reflection(
+            (ROUTER, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME), self._server
+        )
+
+    async def start(self, address: str) -> int:
+        """Listen on host:port and return the bound port. Raises OSError when the address is taken."""
+        try:
+            port = self._server.add_insecure_port(address)
+        except RuntimeError as error:
+            raise OSError(f"cannot listen on {address}: {error}") from error
+        await self._server.start()
+        await self._health.set_serving(True)
+        return port
+
+    async def stop(self, grace_s: float) -> None:
+        """Say NOT_SERVING, take no new calls, and let those in flight finish within the grace period."""
+        await self._health.set_serving(False)
+        await self._server.stop(grace_s)

@@ -1,0 +1,105 @@
+"""Metrics, fed by the same records that go into the history, in Prometheus' text format. No line of it stands between
+the logic.
+"""
+
+from collections.abc import Callable, Iterator
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from analytics.records import AttemptRecord, Record, RequestRecord, TransitionRecord
+from analytics.writer import WriterStats
+from routing.health import State
+from routing.snapshot import Snapshot
+
+_LATENCY_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+
+
+class Metrics:
+    """All metrics of one service; `put` is a record sink."""
+
+    def __init__(self, snapshot: Callable[[], Snapshot], history: Callable[[], WriterStats]) -> None:
+        self._registry = CollectorRegistry()
+        self._requests = Counter(
+            "routecast_requests",
+            "Requests served or refused.",
+            ["edge", "method", "model", "status"],
+            registry=self._registry,
+        )
+        self._request_seconds = Histogram(
+            "routecast_request_seconds",
+            "Whole requests.",
+            ["method"],
+            buckets=_LATENCY_BUCKETS_S,
+            registry=self._registry,
+        )
+        self._attempts = Counter(
+            "routecast_attempts", "Calls to endpoints.", ["endpoint", "kind", "outcome"], registry=self._registry
+        )
+        self._ttft_seconds = Histogram(
+            "routecast_ttft_seconds",
+            "Time to first token by endpoint.",
+            ["endpoint"],
+            buckets=_LATENCY_BUCKETS_S,
+            registry=self._registry,
+        )
+        self._tokens = Counter(
+            "routecast_tokens", "Tokens counted.", ["endpoint", "direction"], registry=self._registry
+        )
+        self._cost = Counter("routecast_cost_usd", "Price of all calls.", ["endpoint"], registry=self._registry)
+        self._transitions = Counter(
+            "routecast_transitions", "Changes of health.", ["endpoint", "to_state", "actor"], registry=self._registry
+        )
+        self._registry.register(_Gauges(snapshot, history))
+
+    def put(self, record: Record) -> None:
+        """Count a record."""
+        match record:
+            case RequestRecord():
+                self._requests.labels(record.edge, record.method, record.model, record.status).inc()
+                self._request_seconds.labels(record.method).observe(record.latency_ms / 1e3)
+            case AttemptRecord():
+                self._attempts.labels(record.endpoint, record.kind, record.outcome).inc()
+                if record.ttft_ms is not None:
+                    self._ttft_seconds.labels(record.endpoint).observe(record.ttft_ms / 1e3)
+                self._tokens.labels(record.endpoint, "input").inc(record.input_tokens or 0)
+                self._tokens.labels(record.endpoint, "output").inc(record.output_tokens or 0)
+                self._cost.labels(record.endpoint).inc(record.cost_usd or 0.0)
+            case TransitionRecord():
+                self._transitions.labels(record.endpoint, record.to_state, record.actor).inc()
+            case _:
+                pass
+
+    def render(self) -> bytes:
+        """Return all metrics in the text exposition format."""
+        return generate_latest(self._registry)
+
+
+class _Gauges(Collector):
+    """Values that are read when asked for: the snapshot's and the history writer's."""
+
+    def __init__(self, snapshot: Callable[[], Snapshot], history: Callable[[], WriterStats]) -> None:
+        self._snapshot = snapshot
+        self._history = history
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        """Yield one family per gauge."""
+        score = GaugeMetricFamily("routecast_health_score", "Health score, 0 to 1.", labels=["endpoint"])
+        risk = GaugeMetricFamily("routecast_forecast_risk", "Probability of degradation.", labels=["endpoint"])
+        admission = GaugeMetricFamily("routecast_admission", "Share of its traffic admitted.", labels=["endpoint"])
+        state = GaugeMetricFamily("routecast_health_state", "1 for the current state.", labels=["endpoint", "state"])
+        snapshot = self._snapshot()
+        for model in snapshot.rankings:
+            for candidate in snapshot.candidates(model):
+                facts = candidate.facts
+                score.add_metric([facts.endpoint.id], candidate.score)
+                admission.add_metric([facts.endpoint.id], facts.admission)
+                if facts.risk is not None:
+                    risk.add_metric([facts.endpoint.id], facts.risk)
+                for each in State:
+                    state.add_metric([facts.endpoint.id, each.value], float(facts.state is each))
+        yield from (score, risk, admission, state)
+        history = self._history()
+        for name, value in (("written", history.written), ("dropped", history.dropped), ("pending", history.pending)):
+            yield GaugeMetricFamily(f"routecast_history_{name}_rows", f"History rows {name}.", value=value)

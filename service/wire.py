@@ -1,0 +1,147 @@
+"""Reading and building the OpenAI wire format, as little of it as routing needs; everything else stays raw JSON."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from routing.model import Capability
+from service.errors import InvalidRequestError, Violation
+from service.providers.base import Operation
+
+RawFields = Mapping[str, msgspec.Raw]
+
+_BODY = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_LIST = msgspec.json.Decoder(list[msgspec.Raw])
+_CHARACTERS_PER_TOKEN = 4
+
+
+class _Choice(msgspec.Struct):
+    index: int = 0
+    message: msgspec.Raw | None = None
+    delta: dict[str, Any] | None = None
+    finish_reason: str | None = None
+
+
+class _Choices(msgspec.Struct):
+    choices: list[_Choice] = []
+
+
+_CHOICES = msgspec.json.Decoder(_Choices)
+
+
+def body_fields(body: bytes) -> dict[str, msgspec.Raw]:
+    """Return the top-level fields of a JSON object, each as it was written.
+
+    Raises InvalidRequestError when the body is not a JSON object.
+    """
+    try:
+        return _BODY.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise InvalidRequestError(Violation("body", f"expected a JSON object ({error})")) from error
+
+
+def array_items(raw: msgspec.Raw | None, field: str) -> list[msgspec.Raw]:
+    """Return the items of a non-empty JSON array, each as it was written. Raises InvalidRequestError naming the
+    field.
+    """
+    try:
+        items = _LIST.decode(raw) if raw is not None else []
+    except msgspec.DecodeError:
+        items = []
+    if not items:
+        raise InvalidRequestError(Violation(field, "expected a non-empty array"))
+    return items
+
+
+def text_field(fields: RawFields, field: str) -> str:
+    """Return a non-empty string field. Raises InvalidRequestError naming it."""
+    try:
+        value = msgspec.json.decode(fields[field], type=str) if field in fields else ""
+    except msgspec.DecodeError:
+        value = ""
+    if not value:
+        raise InvalidRequestError(Violation(field, "expected a non-empty string"))
+    return value
+
+
+def flag_field(fields: RawFields, field: str) -> bool:
+    """Return a boolean field, False when absent or null. Raises InvalidRequestError naming it."""
+    try:
+        return bool(msgspec.json.decode(fields[field], type=bool | None)) if field in fields else False
+    except msgspec.DecodeError as error:
+        raise InvalidRequestError(Violation(field, "expected true or false")) from error
+
+
+def needs(operation: Operation, fields: RawFields, *, stream: bool) -> frozenset[Capability]:
+    """Return what an endpoint must be able to do for this body."""
+    if operation is Operation.EMBEDDINGS:
+        return frozenset({Capability.EMBEDDINGS})
+    wanted = {Capability.CHAT}
+    if stream:
+        wanted.add(Capability.STREAMING)
+    if "tools" in fields or "functions" in fields:
+        wanted.add(Capability.TOOLS)
+    if b'"image_url"' in bytes(fields["messages"]):
+        wanted.add(Capability.VISION)
+    return frozenset(wanted)
+
+
+def estimated_tokens(parts: Iterable[msgspec.Raw]) -> int:
+    """Estimate the input tokens from the size of the JSON: a rule of thumb of four characters a token, images left
+    out.
+    """
+    return sum(len(bytes(part)) for part in parts if b'"image_url"' not in bytes(part)) // _CHARACTERS_PER_TOKEN
+
+
+def answer_message(body: bytes) -> msgspec.Raw | None:
+    """Return the message of the first choice of a whole reply, as it was written; None when there is none."""
+    try:
+        choices = _CHOICES.decode(body).choices
+    except msgspec.DecodeError:
+        return None
+    return choices[0].message if choices else None
+
+
+class AnswerBuilder:
+    """Puts the first choice of a stream together again, so that a session can keep it: text, refusal and tool calls."""
+
+    def __init__(self) -> None:
+        self._texts: dict[str, list[str]] = {}
+        self._tool_calls: dict[int, dict[str, Any]] = {}
+
+    def add(self, data: bytes) -> None:
+        """Take one event of the stream. Events that are no chat deltas say nothing."""
+        try:
+            choices = _CHOICES.decode(data).choices
+        except msgspec.DecodeError:
+            return
+        for choice in choices:
+            if choice.index == 0 and choice.delta is not None:
+                self._merge(choice.delta)
+
+    def _merge(self, delta: dict[str, Any]) -> None:
+        for key in ("content", "refusal"):
+            if isinstance(delta.get(key), str):
+                self._texts.setdefault(key, []).append(delta[key])
+        for part in delta.get("tool_calls") or []:
+            call = self._tool_calls.setdefault(part.get("index", 0), {"type": "function", "function": {}})
+            call |= {key: part[key] for key in ("id", "type") if part.get(key)}
+            function = part.get("function") or {}
+            for key in ("name", "arguments"):
+                if isinstance(function.get(key), str):
+                    call["function"][key] = call["function"].get(key, "") + function[key]
+
+    def message(self) -> msgspec.Raw:
+        """Return the assistant's message as JSON."""
+        message: dict[str, Any] = {"role": "assistant", "content": "".join(self._texts.get("content", [])) or None}
+        if "refusal" in self._texts:
+            message["refusal"] = "".join(self._texts["refusal"])
+        if self._tool_calls:
+            message["tool_calls"] = [self._tool_calls[index] for index in sorted(self._tool_calls)]
+        return msgspec.Raw(msgspec.json.encode(message))
+
+
+def encode_array(items: Sequence[msgspec.Raw]) -> msgspec.Raw:
+    """Return a JSON array of items that are JSON already."""
+    return msgspec.Raw(msgspec.json.encode(list(items)))
