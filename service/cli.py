@@ -9,8 +9,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
+import grpc
 import uvloop
 from cyclopts import App, CycloptsError, Parameter
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+from grpc_health.v1.health_pb2_grpc import HealthStub
 from rich.console import Console
 from rich.table import Table
 
@@ -41,6 +44,10 @@ AsJson = Annotated[bool, Parameter(name="--json", negative=(), help="Print JSON 
 
 class _InputError(Exception):
     """The command's input was wrong."""
+
+
+class _FailureError(Exception):
+    """The command could not do its work."""
 
 
 def _seconds(text: str) -> float:
@@ -102,6 +109,24 @@ def _show(
         _OUT.print(render(answer))
 
 
+@app.command
+def health(
+    *,
+    address: Annotated[str, Parameter(help="The gRPC server, host:port.")] = "127.0.0.1:50051",
+    timeout_s: float = 3.0,
+) -> None:
+    """Ask a service for its health; exit with 1 unless it is serving. For container health checks."""
+    with grpc.insecure_channel(address) as channel:
+        try:
+            answer = HealthStub(channel).Check(HealthCheckRequest(), timeout=timeout_s)
+        except grpc.RpcError as error:
+            raise _FailureError(f"{address}: {error.details()}") from error
+    name = HealthCheckResponse.ServingStatus.Name(answer.status)
+    _OUT.print(f"{address}: {name}")
+    if answer.status != HealthCheckResponse.SERVING:
+        raise SystemExit(1)
+
+
 @analytics.command
 def failovers(*, data: Data = Path("data"), since: Since = "24h", as_json: AsJson = False) -> None:
     """Every departure of an endpoint: cause, lead time, duration, requests moved."""
@@ -148,12 +173,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         app(arguments, exit_on_error=False, print_error=True)
     except (ConfigError, _InputError) as error:
-        _ERR.print(str(error), style="red", markup=False, highlight=False)
+        _ERR.print(str(error), style="red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(2)
     except CycloptsError:
         sys.exit(2)
-    except (HistoryError, OSError) as error:
-        _ERR.print(str(error), style="red", markup=False, highlight=False)
+    except (HistoryError, OSError, _FailureError) as error:
+        _ERR.print(str(error), style="red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(1)
 
 
