@@ -154,7 +154,8 @@ class Engine:
             return self.finished(result, now)
         self._observe(live, result, now)
         signal = TRAITS[result.outcome].signal
-        if signal is Signal.SUCCESS:
+        # An endpoint that refuses the probe itself is there; whether it serves, the canary will tell.
+        if signal is Signal.SUCCESS or result.outcome is Outcome.CLIENT_ERROR:
             health.probes_passed += 1
             needed = self.policy.failback.probe_successes
             if health.probes_passed < needed:

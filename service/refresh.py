@@ -20,11 +20,10 @@ from scoring.protocol import (
     EndpointInfo,
     EndpointStatus,
     Forecast,
-    FrameDecoder,
+    FrameBuffer,
     Hello,
     Note,
     Observation,
-    ObservationKind,
     Outbound,
     ProtocolError,
     Ready,
@@ -70,21 +69,21 @@ class ScoringLink:
 
     def started(self, endpoint: Endpoint, attempt_id: str, now: float) -> None:
         """Queue it for the next batch."""
-        self._outgoing.append(Observation(ObservationKind.STARTED, self._index[endpoint.id], attempt_id, now))
+        self._outgoing.append(Observation("started", self._index[endpoint.id], attempt_id, now))
 
     def first_byte(self, endpoint: Endpoint, attempt_id: str, now: float) -> None:
         """Queue it for the next batch."""
-        self._outgoing.append(Observation(ObservationKind.FIRST_BYTE, self._index[endpoint.id], attempt_id, now))
+        self._outgoing.append(Observation("first_byte", self._index[endpoint.id], attempt_id, now))
 
     def finished(self, endpoint: Endpoint, result: Finished, now: float) -> None:
         """Queue it for the next batch."""
         self._outgoing.append(
             Observation(
-                ObservationKind.FINISHED,
+                "finished",
                 self._index[endpoint.id],
                 result.attempt_id,
                 now,
-                result.outcome.value,
+                result.outcome,
                 result.ttft_s,
                 result.reply_s,
                 result.output_tokens,
@@ -158,7 +157,7 @@ class ScoringLink:
         ]
 
     async def _receive(self, pipe: asyncio.StreamReader) -> None:
-        decoder = FrameDecoder()
+        decoder = FrameBuffer()
         while data := await pipe.read(_READ_BYTES):
             for frame in decoder.feed(data):
                 self._take(decode_outbound(frame))
