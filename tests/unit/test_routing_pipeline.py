@@ -1,0 +1,183 @@
+"""One decision: who is excluded and why, who is tried in which order, and that it can be computed again."""
+
+from dataclasses import replace
+
+import pytest
+
+from routing.errors import UnknownModelError
+from routing.health import State
+from routing.model import Capability, Catalogue, Objective, RouteRequest
+from routing.pipeline import Decision, decide, in_order
+from routing.scorers import contributions, health_score, weighted
+from routing.snapshot import Candidate, Facts, Snapshot
+from tests.routing_world import MODEL, endpoint
+
+NOW = 1000.0
+
+
+def _facts(name: str, order: int = 0, **changes: object) -> Facts:
+    values: dict[str, object] = {
+        "endpoint": endpoint(name, order),
+        "state": State.ACTIVE,
+        "admission": 1.0,
+        "blocked_until": 0.0,
+        "error_rate": 0.0,
+        "latency_s": 0.3,
+        "latency_ratio": 1.0,
+        "in_flight": 0,
+        "risk": None,
+    }
+    return Facts(**(values | changes))  # type: ignore[arg-type]  # built by keyword from a table
+
+
+def _snapshot(*facts: Facts, version: int = 5) -> Snapshot:
+    candidates = [Candidate(f, health_score(v), v) for f in facts for v in [contributions(f, facts)]]
+    ranked = {o: tuple(sorted(candidates, key=lambda c: -weighted(c.contributions, o))) for o in Objective}
+    return Snapshot(version, NOW, {MODEL: ranked}, "", None)
+
+
+def _chosen(decision: Decision) -> str:
+    return decision.chosen.facts.endpoint.id if decision.chosen else ""
+
+
+def _exclusions(decision: Decision) -> dict[str, tuple[str, str]]:
+    return {c.candidate.facts.endpoint.id: (c.excluded_by, c.exclusion) for c in decision.considered if c.exclusion}
+
+
+def _out(name: str, order: int, state: State = State.EJECTED) -> Facts:
+    return _facts(name, order, state=state, admission=0.0)
+
+
+@pytest.mark.parametrize("draw", [0.0, 0.5, 0.999999])
+def test_f02_the_configured_order_decides(draw: float) -> None:
+    decision = decide(_snapshot(_facts("first", 0), _facts("second", 1)), RouteRequest(MODEL), NOW, draw)
+    assert (_chosen(decision), decision.propensity, decision.snapshot_version) == ("first", 1.0, 5)
+    assert [c.share for c in decision.considered] == [1.0, 0.0]
+
+
+@pytest.mark.parametrize("state", [State.EJECTED, State.PROBING])
+def test_f01_an_endpoint_that_is_out_gets_nothing(state: State) -> None:
+    decision = decide(_snapshot(_out("first", 0, state), _facts("second", 1)), RouteRequest(MODEL), NOW, 0.0)
+    assert _chosen(decision) == "second"
+    assert _exclusions(decision) == {"first": ("out_of_service", f"health state is {state.value}")}
+
+
+def test_every_exclusion_is_told() -> None:
+    snapshot = _snapshot(
+        _facts("tried"),
+        _facts("narrow", 1, endpoint=endpoint("narrow", 1, context_window_tokens=4096)),
+        _facts("limited", 2, blocked_until=NOW + 2.5),
+        _facts("plain", 3, endpoint=endpoint("plain", 3, capabilities=frozenset({Capability.CHAT}))),
+        _facts("whole", 4),
+    )
+    request = RouteRequest(
+        MODEL, needs=frozenset({Capability.STREAMING}), input_tokens=5000, excluded=frozenset({"tried"})
+    )
+    decision = decide(snapshot, request, NOW, 0.0)
+    assert _chosen(decision) == "whole"
+    assert _exclusions(decision) == {
+        "tried": ("already_tried", "already tried for this request"),
+        "narrow": ("beyond_context", "context window 4096 tokens is less than the request's 5000"),
+        "plain": ("lacks_capability", "lacks streaming"),
+        "limited": ("rate_limited", "rate limited for another 2.5 s"),
+    }
+
+
+def test_a_request_that_just_fits_is_not_refused() -> None:
+    exact = _facts("exact", endpoint=endpoint("exact", context_window_tokens=5000))
+    assert _chosen(decide(_snapshot(exact), RouteRequest(MODEL, input_tokens=5000), NOW, 0.0)) == "exact"
+
+
+def test_the_preferred_provider_goes_first_while_it_is_in_good_health() -> None:
+    request = RouteRequest(MODEL, preferred_provider="second", affine_endpoint="third")
+    good = _snapshot(_facts("first"), _facts("second", 1), _facts("third", 2))
+    assert _chosen(decide(good, request, NOW, 0.5)) == "second"
+    doubtful = _snapshot(_facts("first"), _facts("second", 1, state=State.DEGRADED, admission=0.1))
+    assert _chosen(decide(doubtful, request, NOW, 0.5)) == "first"
+
+
+def test_f05_a_session_stays_where_it_was() -> None:
+    snapshot = _snapshot(_facts("first"), _facts("second", 1))
+    assert _chosen(decide(snapshot, RouteRequest(MODEL, affine_endpoint="second"), NOW, 0.5)) == "second"
+    gone = RouteRequest(MODEL, affine_endpoint="second", excluded=frozenset({"second"}))
+    assert _chosen(decide(snapshot, gone, NOW, 0.5)) == "first"
+
+
+@pytest.mark.parametrize(
+    ("objective", "best"),
+    [
+        (Objective.ORDERED, "first"),
+        (Objective.FASTEST, "fast"),
+        (Objective.CHEAPEST, "cheap"),
+        (Objective.RELIABLE, "sure"),
+    ],
+)
+def test_c06_each_objective_ranks_by_what_it_names(objective: Objective, best: str) -> None:
+    dear = {"input_usd_per_mtok": 10.0, "output_usd_per_mtok": 10.0}
+    snapshot = _snapshot(
+        _facts("first", 0, error_rate=0.2, endpoint=endpoint("first", 0, **dear)),
+        _facts("fast", 1, latency_s=0.1, error_rate=0.1, endpoint=endpoint("fast", 1, **dear)),
+        _facts("cheap", 2, error_rate=0.1, endpoint=endpoint("cheap", 2, input_usd_per_mtok=1.0)),
+        _facts("sure", 3, endpoint=endpoint("sure", 3, **dear)),
+    )
+    assert _chosen(decide(snapshot, RouteRequest(MODEL, objective=objective), NOW, 0.5)) == best
+
+
+def test_f07_when_all_are_out_the_decision_panics_and_serves() -> None:
+    decision = decide(_snapshot(_out("first", 0), _out("second", 1)), RouteRequest(MODEL), NOW, 0.7)
+    assert decision.panic
+    assert _chosen(decision) == "first"
+    assert sum(c.share for c in decision.considered) == 1.0
+
+
+def test_f07_panic_leaves_a_rate_limited_provider_in_peace() -> None:
+    limited, out = _facts("limited", blocked_until=NOW + 9), _out("out", 1)
+    decision = decide(_snapshot(limited, out), RouteRequest(MODEL), NOW, 0.0)
+    assert (decision.panic, _chosen(decision)) == (True, "out")
+    assert "limited" in _exclusions(decision)
+
+
+def test_f07_all_rate_limited_tells_when_the_first_limit_ends() -> None:
+    snapshot = _snapshot(_facts("a", blocked_until=NOW + 9), _facts("b", 1, blocked_until=NOW + 4))
+    decision = decide(snapshot, RouteRequest(MODEL), NOW, 0.0)
+    assert (decision.chosen, decision.retry_after_s, decision.propensity) == (None, 4.0, 0.0)
+    assert len(_exclusions(decision)) == 2
+    assert _chosen(decide(snapshot, RouteRequest(MODEL), NOW + 4.0, 0.0)) == "b"
+
+
+def test_f07_request_filters_never_give_way() -> None:
+    decision = decide(_snapshot(_facts("a")), RouteRequest(MODEL, excluded=frozenset({"a"})), NOW, 0.0)
+    assert (decision.chosen, decision.panic, decision.retry_after_s) == (None, False, None)
+
+
+def test_an_unknown_model_is_told_with_the_known_ones() -> None:
+    with pytest.raises(UnknownModelError, match="unknown model 'gpt-9'; known models: openai/gpt-4"):
+        decide(_snapshot(_facts("a")), RouteRequest("gpt-9"), NOW, 0.0)
+
+
+@pytest.mark.parametrize("objective", Objective)
+@pytest.mark.parametrize("draw", [0.0, 0.33, 0.8, 0.999])
+def test_a_decision_can_be_computed_again_from_its_own_record(objective: Objective, draw: float) -> None:
+    snapshot = _snapshot(
+        _facts("a", 0, state=State.CANARY, admission=0.3, latency_s=0.5),
+        _facts("b", 1, latency_s=0.2, error_rate=0.1),
+        _out("c", 2),
+        _facts("d", 3, blocked_until=NOW + 5, risk=0.4),
+    )
+    request = RouteRequest(MODEL, objective=objective, affine_endpoint="b")
+    decision = decide(snapshot, request, NOW, draw)
+    recorded = sorted((c.candidate.facts for c in decision.considered), key=lambda f: f.endpoint.order)
+    again = decide(_snapshot(*recorded, version=decision.snapshot_version), decision.request, decision.time, draw)
+    assert again == decision
+
+
+def test_f20_the_static_order_needs_no_snapshot() -> None:
+    catalogue = Catalogue.of([endpoint("b", 1), endpoint("a", 0), replace(endpoint("c", 2), capabilities=frozenset())])
+    request = RouteRequest(MODEL, needs=frozenset({Capability.CHAT}), excluded=frozenset({"a"}))
+    decision = in_order(catalogue, request, NOW)
+    assert (_chosen(decision), decision.propensity, decision.panic) == ("b", 1.0, True)
+    assert set(_exclusions(decision)) == {"a", "c"}
+    nobody = in_order(catalogue, replace(request, excluded=frozenset("abc")), NOW)
+    assert (nobody.chosen, nobody.propensity) == (None, 0.0)
+    with pytest.raises(UnknownModelError):
+        in_order(catalogue, RouteRequest("gpt-9"), NOW)

@@ -1,0 +1,161 @@
+"""The window gives the sums that a list of all observations would give."""
+
+import random
+from math import exp, log
+
+import numpy as np
+import pytest
+
+from routing.outcomes import TRAITS, Outcome, Signal
+from routing.window import COUNTER_OF, SECONDS, Counter, Window
+
+EPOCH = 1_790_000_000.0
+
+
+def _finish(
+    window: Window,
+    now: float,
+    outcome: Outcome = Outcome.OK,
+    ttft_s: float | None = None,
+    reply_s: float | None = None,
+) -> None:
+    window.started("a", now)
+    window.finished("a", outcome, now, ttft_s=ttft_s, reply_s=reply_s)
+
+
+@pytest.mark.parametrize("start", [0.0, EPOCH])
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_sums_over_any_span_are_those_of_the_whole_list(start: float, seed: int) -> None:
+    rng, window, now = random.Random(seed), Window(), start + 7.3
+    seen: list[tuple[int, Outcome]] = []
+    for _ in range(600):
+        now += rng.choice([0.01, 0.4, 0.9, 3.0, 40.0]) * rng.random()
+        outcome = rng.choice(list(Outcome))
+        _finish(window, now, outcome)
+        seen.append((int(now), outcome))
+    for later in (0.0, 0.9, 14.0, 301.0):
+        for span_s in (1, 2, 15, 60, 299, SECONDS):
+            sums = window.sums(now + later, span_s)
+            inside = [outcome for second, outcome in seen if second > int(now + later) - span_s]
+            for counter in set(COUNTER_OF.values()):
+                assert sums[counter] == sum(COUNTER_OF[o] is counter for o in inside)
+            assert sums[Counter.STARTED] == len(inside)
+            assert sums.failures == sum(TRAITS[o].signal is Signal.FAILURE for o in inside)
+            assert sums.judged == sums.failures + sums[Counter.OK]
+
+
+def test_the_hour_forgets_what_is_older() -> None:
+    window = Window()
+    _finish(window, EPOCH, Outcome.TIMEOUT)
+    _finish(window, EPOCH + 1800, Outcome.TIMEOUT)
+    assert window.hour(EPOCH + 1800)[Counter.TIMEOUT] == 2
+    assert window.hour(EPOCH + 3660)[Counter.TIMEOUT] == 1
+    assert window.hour(EPOCH + 9000)[Counter.TIMEOUT] == 0
+
+
+def test_a_long_silence_empties_every_window() -> None:
+    window = Window()
+    for i in range(50):
+        _finish(window, EPOCH + i, ttft_s=0.2)
+    later = EPOCH + 86_400
+    assert window.sums(later, SECONDS).judged == 0
+    assert window.hour(later).judged == 0
+    assert window.latency_quantile(0.5, later) is None
+    _finish(window, later, Outcome.SERVER_ERROR)
+    assert window.sums(later, SECONDS).error_rate == 1.0
+
+
+def test_an_observation_from_the_past_counts_in_the_newest_second() -> None:
+    window = Window()
+    _finish(window, EPOCH + 100)
+    _finish(window, EPOCH + 40, Outcome.SERVER_ERROR)
+    assert window.last_at == EPOCH + 100
+    assert window.sums(EPOCH + 100, 1).failures == 1
+    assert window.sums(EPOCH + 101, 1).failures == 0
+
+
+def test_a_failure_never_looks_fast() -> None:
+    window = Window()
+    for i in range(30):
+        _finish(window, EPOCH + i, Outcome.SERVER_ERROR, ttft_s=0.001)
+    assert window.sums(EPOCH + 30, 60).latency_samples == 0
+    assert window.latency_quantile(0.5, EPOCH + 30) is None
+
+
+def test_too_few_values_make_no_baseline() -> None:
+    window = Window()
+    for i in range(19):
+        _finish(window, EPOCH + i, ttft_s=0.2)
+    assert window.baseline(EPOCH + 400).latency_samples == 0
+    assert window.latency_shift(EPOCH + 18, 15) == (1.0, 0.0)
+
+
+@pytest.mark.parametrize(("age_s", "left_out_s"), [(40, 15), (120, 60)])
+def test_a_young_endpoint_is_compared_with_its_oldest_evidence(age_s: int, left_out_s: int) -> None:
+    window = Window()
+    for i in range(age_s):
+        _finish(window, EPOCH + i, ttft_s=0.2)
+    now = EPOCH + age_s
+    assert window.baseline(now).latency_samples == age_s - left_out_s + 1
+    assert exp(window.baseline(now).mean_log(Counter.TTFT_N)) == pytest.approx(0.2)
+
+
+def test_the_baseline_of_an_old_endpoint_leaves_the_newest_minutes_out() -> None:
+    window = Window()
+    for i in range(1800):
+        _finish(window, EPOCH + i, ttft_s=0.2 if i < 1560 else 2.0)
+    assert exp(window.baseline(EPOCH + 1799).mean_log(Counter.TTFT_N)) == pytest.approx(0.2)
+    assert window.latency_shift(EPOCH + 1799, 60) == pytest.approx((10.0, 60))
+    assert window.sums(EPOCH + 1799, 60)[Counter.SLOW] == 60
+
+
+def test_each_latency_channel_is_compared_with_itself() -> None:
+    window = Window()
+    for i in range(600):
+        if i % 2:
+            _finish(window, EPOCH + i, ttft_s=0.2)
+        else:
+            _finish(window, EPOCH + i, reply_s=4.0)
+    for i in range(600, 615):
+        _finish(window, EPOCH + i, reply_s=4.0)
+    assert window.latency_shift(EPOCH + 614, 15) == pytest.approx((1.0, 15))
+
+
+def test_the_spread_is_the_standard_deviation_of_the_logs() -> None:
+    rng, window = random.Random(5), Window()
+    values = [rng.lognormvariate(-1, 0.7) for _ in range(200)]
+    for i, value in enumerate(values):
+        _finish(window, EPOCH + i / 10, ttft_s=value)
+    sums = window.sums(EPOCH + 20, 60)
+    assert sums.spread(Counter.TTFT_N) == pytest.approx(np.std([log(v) for v in values]))
+    assert sums.spread(Counter.REPLY_N) == 0.0
+
+
+def test_in_flight_and_hanging_follow_starts_first_bytes_and_ends() -> None:
+    window = Window()
+    for i, attempt in enumerate("abc"):
+        window.started(attempt, EPOCH + i)
+    assert (window.in_flight, window.oldest_waiting_s(EPOCH + 5)) == (3, 5.0)
+    assert [window.hanging(EPOCH + 5, limit) for limit in (2.9, 3.0, 4.5, 5.0)] == [3, 2, 1, 0]
+    window.first_byte("a")
+    assert (window.in_flight, window.oldest_waiting_s(EPOCH + 5)) == (3, 4.0)
+    for attempt in "abc":
+        window.finished(attempt, Outcome.OK, EPOCH + 6)
+    assert (window.in_flight, window.oldest_waiting_s(EPOCH + 9)) == (0, 0.0)
+
+
+def test_consecutive_failures_end_with_a_success_only() -> None:
+    window = Window()
+    for outcome in (Outcome.TIMEOUT, Outcome.RATE_LIMITED, Outcome.CANCELLED, Outcome.AUTH_ERROR, Outcome.STALLED):
+        _finish(window, EPOCH, outcome)
+    assert window.consecutive_failures == 2
+    _finish(window, EPOCH + 1)
+    assert (window.consecutive_failures, window.last_ok_at) == (0, EPOCH + 1)
+
+
+def test_throughput_counts_successes_only() -> None:
+    window = Window()
+    for outcome in (Outcome.OK, Outcome.TRUNCATED):
+        window.finished("a", outcome, EPOCH, ttft_s=0.1, output_tokens=50, generation_s=2.0)
+    sums = window.sums(EPOCH, 15)
+    assert (sums[Counter.OUTPUT_TOKENS], sums[Counter.GENERATION_S]) == (50, 2.0)
