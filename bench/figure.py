@@ -1,0 +1,42 @@
+"""One measured figure, and how processor time is measured."""
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """CPU µs of one operation, and its ratio to another measured in the same run (None for the reference itself)."""
+
+    what: str
+    cpu_us: float
+    ratio: float | None = None
+    against: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the figure for JSON."""
+        return asdict(self)
+
+
+def cpu_us(operation: Callable[[], object], calls: int, rounds: int = 5) -> float:
+    """Return the median CPU µs per call over `rounds` rounds of `calls` calls each."""
+    costs = []
+    for _ in range(rounds):
+        start = time.process_time()
+        for _ in range(calls):
+            operation()
+        costs.append((time.process_time() - start) / calls * 1e6)
+    return median(costs)
+
+
+def process_cpu_s(pid: int) -> float:
+    """Return the CPU seconds a process has used so far, user and system together."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / _TICKS_PER_S
