@@ -152,6 +152,14 @@ def test_f08_probes_open_the_canary_and_one_failure_ejects_again() -> None:
     assert (passed.to_state, passed.cause.value, passed.cause.threshold) == (State.CANARY, 2.0, 2.0)
 
 
+def test_f08_a_provider_that_refuses_the_probe_itself_is_not_locked_out() -> None:
+    engine = engine_of("a", "b", now=NOW)
+    observe(engine, "a", Outcome.CONNECT_ERROR, NOW)
+    engine.tick(NOW + 5)
+    actions = [a for i in range(2) for a in engine.probed(Finished("a", f"p{i}", Outcome.CLIENT_ERROR), NOW + 6)]
+    assert [t.to_state for t in transitions_of(actions)] == [State.CANARY]
+
+
 def test_f15_a_canary_rolls_back_on_a_breach() -> None:
     engine = engine_of("a", "b", now=NOW)
     observe(engine, "a", Outcome.CONNECT_ERROR, NOW)
