@@ -1,51 +1,29 @@
-"""What the serving and the scoring process say to each other: length-prefixed msgpack frames over pipes.
+"""What the serving process and the scoring process say to each other: msgpack in frames with a 4-byte length.
 
-Sans-I/O: `encode` gives bytes, `FrameDecoder.feed` takes them. The serving process's clock rules; the scoring process
-has none of its own.
+The rule of this file: it is sans-I/O. `FrameBuffer` turns bytes into frames on either side, whoever reads them; a frame
+that cannot be right is a ProtocolError that says why.
 """
 
-from collections.abc import Iterator
-from enum import IntEnum
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
+
+from routing.outcomes import Outcome
 
 MAX_FRAME_BYTES = 64 * 1024 * 1024
 _LENGTH_BYTES = 4
 
+Share = Annotated[float, msgspec.Meta(ge=0.0, le=1.0)]
+Seconds = Annotated[float, msgspec.Meta(ge=0.0)]
+Count = Annotated[int, msgspec.Meta(ge=0)]
+
 
 class ProtocolError(Exception):
-    """The other process sent something that is no frame; says what."""
+    """The other side sent something that is not this protocol."""
 
 
-class ObservationKind(IntEnum):
-    """What happened to an attempt."""
-
-    STARTED = 0
-    FIRST_BYTE = 1
-    FINISHED = 2
-
-
-class Observation(msgspec.Struct, array_like=True, frozen=True):
-    """One observation. `endpoint` is an index into the endpoints of Hello; the last five fields belong to FINISHED.
-
-    Times and latencies in seconds, as in `routing.window.Window.finished`; `outcome` is the text of
-    `routing.outcomes.Outcome`.
-    """
-
-    kind: ObservationKind
-    endpoint: int
-    attempt_id: str
-    time: float
-    outcome: str = ""
-    ttft_s: float | None = None
-    reply_s: float | None = None
-    output_tokens: int = 0
-    generation_s: float = 0.0
-
-
-class EndpointInfo(msgspec.Struct, array_like=True, frozen=True):
-    """One endpoint of the catalogue."""
+class EndpointInfo(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """An endpoint as the forecast needs it."""
 
     id: str
     provider: str
@@ -54,10 +32,38 @@ class EndpointInfo(msgspec.Struct, array_like=True, frozen=True):
     model: str
 
 
-class EndpointStatus(msgspec.Struct, array_like=True, frozen=True):
-    """An endpoint's state, admission in [0, 1] and health score in [0, 1] in the serving process, for the health
-    records.
+class Hello(msgspec.Struct, frozen=True, tag="hello", forbid_unknown_fields=True):
+    """First frame inbound. `tick_s`: seconds between forecasts; observations name endpoints by their index here.
+
+    History goes to `<data_dir>/history` as `<replica>-scoring`, models come from `<data_dir>/models`. `scheduling`
+    "idle" gives way to every other process of the machine.
     """
+
+    endpoints: list[EndpointInfo]
+    data_dir: str
+    replica: str
+    tick_s: Annotated[float, msgspec.Meta(gt=0.0)] = 1.0
+    scheduling: Literal["idle", "normal"] = "idle"
+
+
+class Observation(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """One thing the serving process saw, at `time` on its clock. The fields from `outcome` on belong to "finished"
+    and are those of `routing.window.Window.finished`.
+    """
+
+    kind: Literal["started", "first_byte", "finished"]
+    endpoint: Count
+    attempt_id: str
+    time: Seconds
+    outcome: Outcome | None = None
+    ttft_s: Seconds | None = None
+    reply_s: Seconds | None = None
+    output_tokens: Count = 0
+    generation_s: Seconds = 0.0
+
+
+class EndpointStatus(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """An endpoint's state, admission and health score (both shares) in the serving process, for the record."""
 
     id: str
     state: str
@@ -65,44 +71,32 @@ class EndpointStatus(msgspec.Struct, array_like=True, frozen=True):
     score: float
 
 
-class Hello(msgspec.Struct, tag="hello", frozen=True):
-    """First frame to the scoring process: what it scores, where its data is, how often it ticks."""
+class Batch(msgspec.Struct, frozen=True, tag="batch", forbid_unknown_fields=True):
+    """Inbound, about every 100 ms: what was seen up to `time`. Statuses may be sent when they change only."""
 
-    endpoints: list[EndpointInfo]
-    data_dir: str
-    replica: str
-    tick_s: float
-    scheduling: Literal["idle", "normal"]
+    time: Seconds
+    observations: list[Observation] = []
+    statuses: list[EndpointStatus] = []
 
 
-class Batch(msgspec.Struct, tag="batch", frozen=True):
-    """All observations since the last batch, in order, and the time up to which they are complete."""
-
-    time: float
-    observations: list[Observation]
-    statuses: list[EndpointStatus]
-
-
-class Ready(msgspec.Struct, tag="ready", frozen=True):
-    """The scoring process works, with this forecaster ("" without one)."""
+class Ready(msgspec.Struct, frozen=True, tag="ready", forbid_unknown_fields=True):
+    """Outbound: the model in use from now on; an empty `forecaster` means none."""
 
     forecaster: str
     threshold: float
 
 
-class Forecast(msgspec.Struct, tag="forecast", frozen=True):
-    """One tick: probability of degradation within the horizon per endpoint id. Without a usable model, `risks` is
-    empty.
-    """
+class Forecast(msgspec.Struct, frozen=True, tag="forecast", forbid_unknown_fields=True):
+    """Outbound, once per tick: risk by endpoint id. An endpoint with too little evidence is left out."""
 
     time: float
     forecaster: str
     threshold: float
-    risks: dict[str, float]
+    risks: dict[str, Share]
 
 
-class Note(msgspec.Struct, tag="note", frozen=True):
-    """Something people should know; `level` is that of a log message."""
+class Note(msgspec.Struct, frozen=True, tag="note", forbid_unknown_fields=True):
+    """Outbound: something an operator should know."""
 
     level: Literal["info", "warning", "error"]
     text: str
@@ -111,52 +105,63 @@ class Note(msgspec.Struct, tag="note", frozen=True):
 Inbound = Hello | Batch
 Outbound = Ready | Forecast | Note
 
-_ENCODER = msgspec.msgpack.Encoder()
-_INBOUND = msgspec.msgpack.Decoder(Inbound)
-_OUTBOUND = msgspec.msgpack.Decoder(Outbound)
+_encoder = msgspec.msgpack.Encoder()
+_inbound: msgspec.msgpack.Decoder[Inbound] = msgspec.msgpack.Decoder(Inbound)
+_outbound: msgspec.msgpack.Decoder[Outbound] = msgspec.msgpack.Decoder(Outbound)
 
 
 def encode(message: Inbound | Outbound) -> bytes:
-    """Return the frame of a message. Raises ProtocolError when it is too large."""
-    payload = _ENCODER.encode(message)
+    """Return a whole frame. Raises ProtocolError for a message above MAX_FRAME_BYTES."""
+    payload = _encoder.encode(message)
     if len(payload) > MAX_FRAME_BYTES:
-        raise ProtocolError(f"frame of {len(payload)} bytes, at most {MAX_FRAME_BYTES}")
+        raise ProtocolError(f"{type(message).__name__} of {len(payload)} bytes: expected at most {MAX_FRAME_BYTES}")
     return len(payload).to_bytes(_LENGTH_BYTES, "big") + payload
 
 
 def decode_inbound(payload: bytes) -> Inbound:
-    """Return the message to the scoring process. Raises ProtocolError."""
+    """Read a frame's payload in the scoring process. Raises ProtocolError."""
     try:
-        return _INBOUND.decode(payload)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise ProtocolError(f"not a message to the scoring process: {error}") from error
+        return _inbound.decode(payload)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise ProtocolError(f"not a Hello or Batch: {error}") from error
 
 
 def decode_outbound(payload: bytes) -> Outbound:
-    """Return the message from the scoring process. Raises ProtocolError."""
+    """Read a frame's payload in the serving process. Raises ProtocolError."""
     try:
-        return _OUTBOUND.decode(payload)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise ProtocolError(f"not a message from the scoring process: {error}") from error
+        return _outbound.decode(payload)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise ProtocolError(f"not a Ready, Forecast or Note: {error}") from error
 
 
-class FrameDecoder:
-    """Cuts a byte stream into frames."""
+class FrameBuffer:
+    """Gathers bytes until frames are whole."""
+
+    __slots__ = ("_bytes",)
 
     def __init__(self) -> None:
-        self._buffer = bytearray()
+        self._bytes = bytearray()
 
-    def feed(self, data: bytes) -> Iterator[bytes]:
-        """Take bytes as they came and yield the payloads that are complete. Raises ProtocolError for an impossible
-        length.
+    def feed(self, data: bytes) -> list[bytes]:
+        """Take bytes as they come, return the payloads that are complete now.
+
+        Raises ProtocolError when a length exceeds MAX_FRAME_BYTES: the stream is lost then.
         """
-        self._buffer += data
-        while len(self._buffer) >= _LENGTH_BYTES:
-            length = int.from_bytes(self._buffer[:_LENGTH_BYTES], "big")
+        self._bytes += data
+        payloads, at = [], 0
+        while len(self._bytes) - at >= _LENGTH_BYTES:
+            length = int.from_bytes(self._bytes[at : at + _LENGTH_BYTES], "big")
             if length > MAX_FRAME_BYTES:
-                raise ProtocolError(f"frame of {length} bytes announced, at most {MAX_FRAME_BYTES}: not our protocol")
-            if len(self._buffer) < _LENGTH_BYTES + length:
-                return
-            payload = bytes(self._buffer[_LENGTH_BYTES : _LENGTH_BYTES + length])
-            del self._buffer[: _LENGTH_BYTES + length]
-            yield payload
+                raise ProtocolError(f"frame of {length} bytes: expected at most {MAX_FRAME_BYTES}")
+            end = at + _LENGTH_BYTES + length
+            if end > len(self._bytes):
+                break
+            payloads.append(bytes(self._bytes[at + _LENGTH_BYTES : end]))
+            at = end
+        del self._bytes[:at]
+        return payloads
+
+    @property
+    def pending(self) -> int:
+        """Bytes of a frame that has not arrived whole."""
+        return len(self._bytes)

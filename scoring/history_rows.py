@@ -1,0 +1,90 @@
+"""History as the training job sees it: usable rows, split by time, and the incidents that the labels tell of.
+
+The rule of this file: the future never informs the past. The parts follow one another, with a gap of one horizon
+between them, because a label looks that far ahead.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from analytics.training import TrainingRows
+from scoring.alarms import Interval, Series
+from scoring.features import in_domain
+
+_Floats = npt.NDArray[np.float64]
+# Ticks further apart than this belong to different runs of the service.
+_MAX_GAP_S = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Rows of one period, ordered by time and endpoint; `usable` marks those with a known label inside the domain."""
+
+    x: _Floats
+    y: npt.NDArray[np.int8]
+    usable: npt.NDArray[np.bool_]
+    judged: npt.NDArray[np.bool_]
+    time: _Floats
+    endpoint: npt.NDArray[np.object_]
+    horizon_s: float
+
+    @property
+    def labelled(self) -> tuple[_Floats, npt.NDArray[np.int8]]:
+        """The usable rows and their labels."""
+        return self.x[self.usable], self.y[self.usable]
+
+    @property
+    def incidents(self) -> int:
+        """How many stretches of positive labels there are."""
+        return sum(len(self._incidents_of(self.endpoint == name)) for name in np.unique(self.endpoint.astype(str)))
+
+    def series(self, risk: _Floats) -> list[Series]:
+        """One series per endpoint and run of the service, from one risk per row; outside the domain it is 0."""
+        risk = np.where(self.judged, risk, 0.0)
+        found = []
+        for name in np.unique(self.endpoint.astype(str)):
+            own = self.endpoint == name
+            incidents = tuple(self._incidents_of(own))
+            breaks = np.flatnonzero(np.diff(self.time[own]) > _MAX_GAP_S) + 1
+            found += [
+                Series(time, part, incidents)
+                for time, part in zip(np.split(self.time[own], breaks), np.split(risk[own], breaks), strict=True)
+            ]
+        return found
+
+    def _incidents_of(self, own: npt.NDArray[np.bool_]) -> list[Interval]:
+        """Turn stretches of positive labels into the times they look at: the first looks a whole horizon ahead."""
+        time, y = self.time[own], self.y[own]
+        edges = np.diff(y.astype(np.int8), prepend=np.int8(0), append=np.int8(0))
+        starts, ends = np.flatnonzero(edges == 1), np.flatnonzero(edges == -1) - 1
+        return [
+            (float(time[a]) + self.horizon_s, max(float(time[a]) + self.horizon_s, float(time[b])))
+            for a, b in zip(starts, ends, strict=True)
+        ]
+
+
+def split(rows: TrainingRows, shares: tuple[float, ...], horizon_s: float) -> list[Part]:
+    """Split by time into parts that span the given shares of the usable rows (they add up to 1), with gaps of one
+    horizon.
+    """
+    judged = in_domain(rows.x) & np.isfinite(rows.x).all(axis=1)
+    usable = rows.mask & judged
+    bounds = np.quantile(rows.time[usable], np.cumsum([0.0, *shares]).clip(0, 1)) if usable.any() else np.zeros(4)
+    parts = []
+    for i in range(len(shares)):
+        first = bounds[i] + (horizon_s if i else 0.0)
+        chosen = (rows.time >= first) & (rows.time <= bounds[i + 1])
+        parts.append(
+            Part(
+                rows.x[chosen],
+                rows.y[chosen],
+                usable[chosen],
+                judged[chosen],
+                rows.time[chosen],
+                rows.endpoint[chosen],
+                horizon_s,
+            )
+        )  # fmt: skip
+    return parts
