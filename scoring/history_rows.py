@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from analytics.training import TrainingRows
 from scoring.alarms import Interval, Series
-from scoring.features import in_domain
+from scoring.features import FEATURES, in_domain
 
 _Floats = npt.NDArray[np.float64]
 # Ticks further apart than this belong to different runs of the service.
@@ -69,16 +69,17 @@ def split(rows: TrainingRows, shares: tuple[float, ...], horizon_s: float) -> li
     """Split by time into parts that span the given shares of the usable rows (they add up to 1), with gaps of one
     horizon.
     """
-    judged = in_domain(rows.x) & np.isfinite(rows.x).all(axis=1)
+    x = rows.x if len(rows.x) else np.empty((0, len(FEATURES)))
+    judged = in_domain(x) & np.isfinite(x).all(axis=1)
     usable = rows.mask & judged
-    bounds = np.quantile(rows.time[usable], np.cumsum([0.0, *shares]).clip(0, 1)) if usable.any() else np.zeros(4)
+    bounds = np.quantile(rows.time[usable], np.cumsum([0.0, *shares]).clip(0, 1)) if usable.any() else np.zeros(len(shares) + 1)
     parts = []
     for i in range(len(shares)):
         first = bounds[i] + (horizon_s if i else 0.0)
         chosen = (rows.time >= first) & (rows.time <= bounds[i + 1])
         parts.append(
             Part(
-                rows.x[chosen],
+                x[chosen],
                 rows.y[chosen],
                 usable[chosen],
                 judged[chosen],

@@ -217,7 +217,7 @@ def _decoy(place: Place, at_s: float, rng: _Rng) -> Incident:
                 probability=rng.uniform(0.005, 0.04),
             )
         ]  # fmt: skip
-    return Incident(IncidentKind.DECOY, (place,), at_s, at_s + for_s, faults[-1].end_s, tuple(faults))
+    return Incident(IncidentKind.DECOY, (place,), at_s, at_s, faults[-1].end_s, tuple(faults))
 
 
 _MAKERS: dict[IncidentKind, tuple[float, Callable[[Place, float, _Rng], Incident]]] = {

@@ -1,0 +1,167 @@
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from routing.outcomes import Outcome
+from routing.window import Window
+from scoring import features
+from scoring.features import FEATURE_SET, FEATURES, NAMES, Member, PeerContext, in_domain, matrix, peer_contexts, vector
+from scoring.reading import signed_deviance
+
+ALONE = PeerContext()
+START = 1_700_000_000.0
+
+_finite = st.floats(min_value=0.0, max_value=3600.0, allow_nan=False)
+_event = st.tuples(
+    st.sampled_from(["started", "first_byte", "finished"]),
+    st.floats(min_value=0.0, max_value=400.0, allow_nan=False),
+    st.integers(min_value=0, max_value=20),
+    st.sampled_from(list(Outcome)),
+    st.none() | _finite,
+    st.none() | _finite,
+    st.integers(min_value=0, max_value=100_000),
+    _finite,
+)
+
+
+def quiet_then(window: Window, quiet_s: int, then: float, for_s: int, outcome: Outcome = Outcome.OK) -> float:
+    """Ten attempts per second of 100 ms for `quiet_s`, then of `then` seconds ending in `outcome` for `for_s`."""
+    now = START
+    for i in range(10 * (quiet_s + for_s)):
+        now = START + i / 10
+        quiet = i < 10 * quiet_s
+        window.started(str(i), now)
+        window.first_byte(str(i))
+        window.finished(
+            str(i), Outcome.OK if quiet else outcome, now, ttft_s=(0.1 if quiet else then) * (1 + 0.1 * (i % 3))
+        )
+    return now
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(_event, max_size=80), st.floats(min_value=0.0, max_value=5000.0, allow_nan=False))
+def test_every_observation_sequence_gives_finite_values(events: list[tuple[object, ...]], later: float) -> None:
+    window, now = Window(), START
+    for kind, step, name, outcome, ttft_s, reply_s, tokens, generation_s in events:
+        now += float(str(step))
+        if kind == "started":
+            window.started(str(name), now)
+        elif kind == "first_byte":
+            window.first_byte(str(name))
+        else:
+            assert isinstance(outcome, Outcome)
+            assert isinstance(tokens, int)
+            window.finished(
+                str(name),
+                outcome,
+                now,
+                ttft_s=ttft_s if isinstance(ttft_s, float) else None,
+                reply_s=reply_s if isinstance(reply_s, float) else None,
+                output_tokens=tokens,
+                generation_s=float(str(generation_s)),
+            )
+    values = vector(window, now + later, PeerContext(1.0, 0.5))
+    assert len(values) == len(FEATURES)
+    assert all(math.isfinite(value) for value in values), dict(zip(NAMES, values, strict=True))
+
+
+def test_a_latency_ramp_shows_in_shift_z_and_slope() -> None:
+    window = Window()
+    now = quiet_then(window, 400, 0.3, 10)
+    row = dict(zip(NAMES, vector(window, now, ALONE), strict=True))
+    assert 0.5 < row["latency_shift_15s"] < math.log(3) + 0.05
+    assert row["latency_shift_15s"] > row["latency_shift_60s"] > row["latency_shift_300s"] > 0
+    assert row["latency_z_60s"] > 5
+    assert row["latency_slope_15_60s"] > 0
+    assert row["slow_share_15s"] > 0.4
+
+
+def test_features_are_relative_to_the_endpoint_itself() -> None:
+    rows = []
+    for ttft_s in (0.05, 0.5):
+        window = Window()
+        for i in range(4000):
+            window.started(str(i), START + i)
+            window.first_byte(str(i))
+            window.finished(str(i), Outcome.OK, START + i, ttft_s=ttft_s * (1 + 0.1 * (i % 3)))
+        rows.append(dict(zip(NAMES, vector(window, START + 4000, ALONE), strict=True)))
+    # How many attempts should be in flight does follow from the latency (Little's law).
+    expected_in_flight = [row.pop("in_flight_excess") for row in rows]
+    assert rows[0] == pytest.approx(rows[1], abs=1e-9)
+    assert expected_in_flight[1] < expected_in_flight[0] < 0
+
+
+def test_failures_and_rate_limits_are_told_apart() -> None:
+    failing, limited = Window(), Window()
+    for window, outcome in ((failing, Outcome.SERVER_ERROR), (limited, Outcome.RATE_LIMITED)):
+        now = quiet_then(window, 300, 0.1, 5, outcome)
+        row = dict(zip(NAMES, vector(window, now, ALONE), strict=True))
+        assert (row["failures_15s"] > 5) == (window is failing)
+        assert (row["limited_15s"] > 5) == (window is limited)
+
+
+def test_an_attempt_that_hangs_is_seen_before_it_times_out() -> None:
+    window = Window()
+    now = quiet_then(window, 100, 0.1, 0)
+    for i in range(5):
+        window.started(f"hung-{i}", now)
+    row = dict(zip(NAMES, vector(window, now + 5, ALONE), strict=True))
+    assert row["waiting_ratio"] > 3
+    assert row["overdue"] == pytest.approx(math.log1p(5))
+    assert row["in_flight_excess"] > 0.5
+
+
+def test_reading_does_not_change_the_window() -> None:
+    window = Window()
+    now = quiet_then(window, 90, 0.2, 10)
+    assert vector(window, now + 7, ALONE) == vector(window, now + 7, ALONE)
+    assert vector(window, now, ALONE) == vector(window, now, ALONE)
+
+
+def test_an_endpoint_without_evidence_is_outside_the_domain() -> None:
+    idle, young, known = Window(), Window(), Window()
+    now = quiet_then(known, 60, 0.1, 0)
+    young.started("1", now)
+    young.finished("1", Outcome.OK, now, ttft_s=0.1)
+    members = [Member(f"p{i}", "r") for i in range(3)]
+    assert in_domain(matrix(members, [idle, young, known], now)).tolist() == [False, False, True]
+    assert in_domain(matrix(members, [idle, young, known], now + 200)).tolist() == [False, False, False]
+
+
+def test_peers_are_the_others_of_the_failure_domain() -> None:
+    members = [Member("a", "eu"), Member("a", "us"), Member("b", "eu"), Member("c", "ap")]
+    contexts = peer_contexts(members, [True, False, False, True])
+    assert contexts[0] == PeerContext(0.0, 0.0)
+    assert contexts[1] == PeerContext(1.0, 0.0)
+    assert contexts[2] == PeerContext(0.0, 1.0)
+    assert contexts[3] == PeerContext(0.0, 0.0)
+
+
+def test_a_matrix_is_its_vectors() -> None:
+    windows = [Window(), Window()]
+    now = quiet_then(windows[0], 60, 0.4, 30)
+    x = matrix([Member("a", "eu"), Member("a", "us")], windows, now)
+    assert x.dtype == np.float64
+    assert x[0].tolist() == vector(windows[0], now, ALONE)
+    assert x[1].tolist() == vector(windows[1], now, PeerContext(provider=1.0))
+
+
+def test_no_endpoints_give_an_empty_matrix() -> None:
+    assert matrix([], [], START).shape == (0, len(FEATURES))
+
+
+def test_the_feature_set_names_its_definitions(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert features._feature_set() == FEATURE_SET
+    assert len(set(NAMES)) == len(NAMES)
+    monkeypatch.setattr(features, "_REVISION", features._REVISION + 1)
+    assert features._feature_set() != FEATURE_SET
+
+
+def test_signed_deviance_is_that_of_poisson() -> None:
+    assert signed_deviance(10, 10) == 0
+    assert signed_deviance(20, 10) == pytest.approx(math.sqrt(2 * (20 * math.log(2) - 10)))
+    assert signed_deviance(0, 8) == pytest.approx(-4)
+    assert signed_deviance(5, 10) == pytest.approx(-math.sqrt(2 * (5 * math.log(0.5) + 5)))

@@ -1,0 +1,85 @@
+from random import Random
+
+import pytest
+
+from routing.outcomes import Outcome
+from scoring.labels import Attempt, degraded_moments, labels
+
+
+def ok(time: float, ttft_s: float | None = 0.1) -> Attempt:
+    return Attempt(time, Outcome.OK, ttft_s)
+
+
+def failed(time: float, outcome: Outcome = Outcome.SERVER_ERROR) -> Attempt:
+    return Attempt(time, outcome, None)
+
+
+def test_three_failures_of_ten_percent_within_30_s_degrade() -> None:
+    attempts = [ok(i) for i in range(27)] + [failed(27.0), failed(28.0), failed(29.0)]
+    assert degraded_moments(attempts) == [29.0]
+
+
+def test_two_failures_or_nine_percent_do_not() -> None:
+    assert degraded_moments([failed(0.0), failed(1.0)]) == []
+    assert degraded_moments([ok(i / 2) for i in range(40)] + [failed(20.0), failed(21.0), failed(22.0)]) == []
+
+
+def test_a_rate_limit_counts_and_a_cancelled_attempt_does_not() -> None:
+    assert degraded_moments([failed(t, Outcome.RATE_LIMITED) for t in (0.0, 1.0, 2.0)]) == [2.0]
+    for outcome in (Outcome.CANCELLED, Outcome.CLIENT_ERROR, Outcome.AUTH_ERROR):
+        assert degraded_moments([failed(t, outcome) for t in (0.0, 1.0, 2.0)]) == []
+
+
+def test_latency_is_judged_against_the_time_before_the_last_five_minutes() -> None:
+    quiet = [ok(float(t)) for t in range(400)]
+    slow = [ok(400.0 + t, 0.3) for t in range(30)]
+    moments = degraded_moments(quiet + slow)
+    assert moments[0] == 415.0  # 16 slow of 31 in the last 30 s: the median is slow
+    assert degraded_moments(quiet[:200] + [ok(200.0 + t, 0.3) for t in range(30)]) == []  # no baseline yet
+
+
+def test_simultaneous_attempts_are_judged_together() -> None:
+    assert degraded_moments([failed(1.0), failed(1.0), failed(1.0)]) == [1.0]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_sliding_is_the_same_as_counting_anew(seed: int) -> None:
+    rng, attempts, now = Random(seed), list[Attempt](), 0.0
+    for _ in range(1500):
+        now = round(now + rng.expovariate(0.8), 6)
+        slow = 600 < now < 800
+        outcome = rng.choice([Outcome.OK] * 20 + [Outcome.TIMEOUT, Outcome.RATE_LIMITED, Outcome.CANCELLED])
+        ttft_s = rng.lognormvariate(0, 0.4) * (3 if slow else 1) if rng.random() < 0.8 else None
+        attempts.append(Attempt(now, outcome, ttft_s if outcome is Outcome.OK else None))
+    assert degraded_moments(attempts) == [a.time for a in attempts if counted_anew(attempts, a)]
+
+
+def counted_anew(attempts: list[Attempt], at: Attempt) -> bool:
+    if at.outcome is Outcome.CANCELLED:
+        return False
+    evidence = [a for a in attempts if a.outcome is not Outcome.CANCELLED]
+    recent = [a for a in evidence if at.time - 30 <= a.time <= at.time]
+    timed = sorted(a.ttft_s for a in recent if a.ttft_s is not None)
+    before = sorted(a.ttft_s for a in evidence if at.time - 1800 <= a.time <= at.time - 300 and a.ttft_s is not None)
+    failures = sum(a.outcome is not Outcome.OK for a in recent)
+    slow = len(timed) >= 5 and bool(before) and median(timed) >= 2.5 * median(before)
+    return (failures >= 3 and failures >= 0.1 * len(recent)) or slow
+
+
+def median(values: list[float]) -> float:
+    half = len(values) // 2
+    return values[half] if len(values) % 2 else (values[half - 1] + values[half]) / 2
+
+
+def test_a_label_looks_one_horizon_ahead_and_knows_what_it_does_not_know() -> None:
+    attempts = [ok(float(t)) for t in range(100)] + [failed(100.0 + t / 10) for t in range(20)]
+    moments = degraded_moments(attempts)
+    found = labels(attempts, moments, [0.0, 30.0, 40.9, 41.5, 70.0], horizon_s=60)
+    assert moments[0] == pytest.approx(100.2, abs=0.2)
+    assert found.y.tolist() == [0, 0, 1, 1, 1]
+    assert found.known.tolist() == [True, True, True, True, False]
+
+
+def test_a_period_without_attempts_has_no_label() -> None:
+    attempts = [ok(float(t)) for t in range(10)] + [ok(500.0)]
+    assert labels(attempts, [], [5.0, 100.0], horizon_s=60).known.tolist() == [True, False]
