@@ -1,0 +1,98 @@
+"""F-01 by latency: parts as `service.main` joins them, on a clock that a test may set forward, over real sockets."""
+
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+
+import msgspec
+import pytest
+
+from routing.engine import Engine
+from routing.health import State
+from routing.model import RouteRequest
+from routing.policy import FailbackPolicy, Policy
+from service.complete import Completer
+from service.config_file import load
+from service.providers.aiohttp_transport import AiohttpTransport
+from service.providers.base import Operation
+from service.providers.openai_compatible import OpenAICompatible
+from service.router import Router
+from service.sessions import SessionStore
+from service.walk import Completion, Report
+from sim.faults import FaultKind
+from sim.provider_server import Fault, ProviderFleet
+from sim.scenario import parse_scenario
+from tests.service_under_test import GPT4, SCENARIO, config_for, write_config
+
+BASELINE = 25
+FIELDS = {
+    "model": msgspec.Raw(msgspec.json.encode(GPT4)),
+    "messages": msgspec.Raw(b'[{"role":"user","content":"hello"}]'),
+}
+
+
+class LeapingClock:
+    """Real time, set forward by `leap`: an hour passes at once, a request still takes what it takes."""
+
+    def __init__(self) -> None:
+        self._ahead_s = 1e9
+
+    def now(self) -> float:
+        return time.monotonic() + self._ahead_s
+
+    def leap(self, seconds: float) -> None:
+        self._ahead_s += seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """A service without its edges."""
+
+    fleet: ProviderFleet
+    clock: LeapingClock
+    router: Router
+    completer: Completer
+
+    async def served_by(self) -> Report:
+        served = await self.completer.complete(
+            Completion(Operation.CHAT, FIELDS, RouteRequest(GPT4), request_id="r", edge="test")
+        )
+        return served.report
+
+
+@pytest.fixture
+async def parts(tmp_path: Path) -> AsyncIterator[Parts]:
+    scenario = parse_scenario(SCENARIO.replace("ttft_ms: 1\n", "ttft_ms: 10\n"))
+    async with ProviderFleet(scenario) as fleet, AiohttpTransport() as transport:
+        config = load(write_config(tmp_path / "routecast.yaml", config_for(fleet, tmp_path / "data")))
+        clock, policy = LeapingClock(), Policy(failback=FailbackPolicy(degraded_share=1e-9))
+        router = Router(Engine(config.catalogue(), policy, clock.now()), clock, Random(5))
+        adapters = {p.name: OpenAICompatible(p.base_url, transport) for p in config.providers}
+        sessions = SessionStore(config.sessions, clock)
+        completer = Completer(router, adapters, sessions, lambda _: None, policy.attempts, "test")
+        yield Parts(fleet, clock, router, completer)
+
+
+async def test_f01_latency_past_its_threshold_moves_the_model_to_the_secondary(parts: Parts) -> None:
+    """Ten times its own normal: no request fails, and the decision names ratio and threshold."""
+    for _ in range(BASELINE):
+        assert (await parts.served_by()).endpoint.provider == "aurora"
+    parts.clock.leap(90)
+    await parts.fleet.inject(Fault(kind=FaultKind.LATENCY_RAMP, provider="aurora", peak=10, ramp_s=1e-6))
+    slow = 0
+    while (await parts.served_by()).endpoint.provider == "aurora":
+        slow += 1
+        assert slow <= 20, "aurora stays in spite of its latency"
+    assert slow >= 5, "a single slow answer is no trend"
+    for _ in range(3):
+        report = await parts.served_by()
+        assert (report.endpoint.provider, len(report.attempts)) == ("borealis", 1)
+    health = parts.router.engine.health_of(f"aurora:{GPT4}")
+    assert health.state is State.DEGRADED
+    decision = parts.router.recall(report.attempts[0].decision_id).decision
+    (primary,) = (c for c in decision.considered if c.candidate.facts.endpoint.provider == "aurora")
+    assert primary.candidate.facts.state is State.DEGRADED
+    assert primary.candidate.facts.latency_ratio >= parts.router.engine.policy.reflex.latency_ratio
+    assert primary.candidate.contributions["steadiness"] <= 1 / parts.router.engine.policy.reflex.latency_ratio
