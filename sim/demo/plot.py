@@ -6,6 +6,7 @@ The rule of this file: it draws evidence and computes nothing but bins.
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import Literal
 
 import matplotlib as mpl
 
@@ -112,19 +113,20 @@ def _mark_departures(axes: Axes, story: Story, evidence: Evidence) -> None:
         lead_s = strikes_s - move.t_s
         when = f"{lead_s:.1f} s before" if lead_s > 0 else f"{-lead_s * 1e3:.0f} ms into"
         axes.axvline(move.t_s, color="white", linewidth=1.2)
-        _call_out(axes, f"{move.actor}: {fault.provider} {move.after} {when} {what}", move.t_s, 92 - 12 * level)
+        _call_out(axes, f"{move.actor}: {fault.provider} {move.after} {when} {what}", move.t_s, 92 - 12 * level, "left")
     back = [move for move in evidence.moves_of(story.endpoint(story.ramp)) if move.event == "plan_done"]
     if back:
         axes.axvline(back[-1].t_s, color="white", linewidth=1.2)
-        _call_out(axes, f"{story.ramp.provider} back, step by step", back[-1].t_s, 20)
+        _call_out(axes, f"{story.ramp.provider} back, step by step", back[-1].t_s, 20, "right")
 
 
-def _call_out(axes: Axes, words: str, t_s: float, height: float) -> None:
-    axes.annotate(
-        words, (t_s, height), xytext=(-6, 0), textcoords="offset points", ha="right", va="center",
-        fontsize=8.5, color="white", fontweight="bold",
+def _call_out(axes: Axes, words: str, t_s: float, height: float, align: Literal["left", "right"]) -> None:
+    note = axes.annotate(
+        words, (t_s, height), xytext=(6 if align == "left" else -6, 0), textcoords="offset points", ha=align,
+        va="center", fontsize=8.5, color="white", fontweight="bold",
         bbox={"boxstyle": "round,pad=0.3", "facecolor": _INK, "edgecolor": "none", "alpha": 0.8},
     )  # fmt: skip
+    note.set_in_layout(False)
 
 
 def _draw_risk(axes: Axes, story: Story, evidence: Evidence, threshold: float | None) -> None:

@@ -62,7 +62,13 @@ async def tell(story: Story, folder: Path, console: Console) -> Run:
         if lost is None:
             raise
         logs = "\n".join(tail(folder / name) for name in ("service.log", "providers.log"))
-        raise ProcessError(f"a process no longer answers: {lost.exceptions[0]}\n{logs}") from group
+        raise ProcessError(f"a process no longer answers: {_reason(lost)}\n{logs}") from group
+
+
+def _reason(lost: BaseException) -> str:
+    while isinstance(lost, BaseExceptionGroup):
+        lost = lost.exceptions[0]
+    return lost.details() or "" if isinstance(lost, grpc.aio.AioRpcError) else str(lost)
 
 
 async def _start_clock(control_port: int) -> float:

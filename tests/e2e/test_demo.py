@@ -5,10 +5,17 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 from PIL import Image
+
+from analytics.queries import Summary
+from sim.demo.checks import judge
+from sim.demo.evidence import Evidence
+from sim.demo.load import Sent
+from sim.demo.story import FAST_SCALE, load_story
 
 ROOT = Path(__file__).parents[2]
 LIMIT_S = 150
@@ -73,6 +80,26 @@ def test_an_interrupted_demo_stops_its_processes(tmp_path: Path) -> None:
     assert process.returncode == 130, rest
     assert "all processes have ended" in rest
     assert not [pid for pid in children if _alive(pid)]
+
+
+def test_a_run_in_which_nothing_happened_is_judged_so_in_every_sentence() -> None:
+    nothing = Summary(**dict.fromkeys((field.name for field in fields(Summary)), 0))
+    evidence = Evidence(nothing, (), (), (), moves=(), choices=(), risks={}, ttfts_ms={}, rescued_s=(), rows={})
+    checks = judge(load_story(FAST_SCALE), evidence, sent=(), began=0.0)
+    assert [check.sentence for check in checks if check.held] == []
+
+
+def test_a_failure_that_a_caller_saw_and_a_request_that_history_lost_are_named() -> None:
+    story = load_story(FAST_SCALE)
+    nothing = Summary(**dict.fromkeys((field.name for field in fields(Summary)), 0))
+    sent = [Sent(f"demo-{n}", "grpc complete", story.chat, float(n), n + 0.1, "") for n in range(500)]
+    sent.append(Sent("demo-lost", "openai chat", story.chat, 500.0, 500.1, "APIStatusError: 503"))
+    rows = {one.request_id: 1 for one in sent if one.request_id != "demo-lost"} | {"demo-7": 2}
+    evidence = Evidence(nothing, (), (), (), moves=(), choices=(), risks={}, ttfts_ms={}, rescued_s=(), rows=rows)
+    *_, served, whole = judge(story, evidence, sent, began=0.0)
+    assert (served.held, whole.held) == (False, False)
+    assert "demo-lost: APIStatusError: 503" in served.figures
+    assert whole.figures == "501 sent, 1 missing, 1 repeated, 0 foreign"
 
 
 def _descendants(pid: int) -> list[int]:
