@@ -6,6 +6,7 @@ the risk falls below half of it. It is false when no incident lies between 60 s 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import exp, lgamma, log
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +15,8 @@ EXIT_RATIO = 0.5
 BEFORE_S = 60.0
 AFTER_S = 300.0
 DAY_S = 86_400.0
+_CONFIDENCE = 0.95
+_STRICTEST = 0.98
 
 _Floats = npt.NDArray[np.float64]
 Interval = tuple[float, float]
@@ -73,16 +76,35 @@ def endpoint_days(all_series: Sequence[Series]) -> float:
     return sum(float(s.time[-1] - s.time[0]) for s in all_series if len(s.time)) / DAY_S
 
 
-def choose_threshold(all_series: Sequence[Series], max_per_day: float) -> ThresholdChoice:
-    """Return the lowest threshold of a grid in [0.02, 0.98] from which on upwards no one exceeds `max_per_day`.
+def allowed(mean: float) -> int:
+    """Return the largest count whose exact 95 % upper bound is at most `mean` events; -1 when not even 0 is.
 
-    Searched from the strictest downwards, so that a lucky low threshold below a bad one is not taken.
+    Garwood, "Fiducial limits for the Poisson distribution", Biometrika 1936.
+    """
+    if mean <= 0:
+        return -1
+    count, below = -1, 0.0
+    while True:
+        below += exp((count + 1) * log(mean) - mean - lgamma(count + 2))
+        if below > 1 - _CONFIDENCE:
+            return count
+        count += 1
+
+
+def choose_threshold(all_series: Sequence[Series], max_per_day: float) -> ThresholdChoice:
+    """Return the lowest threshold of a grid in [0.02, 0.98] at which, and above which, false alarms are shown to stay
+    below `max_per_day` per endpoint-day: not their count but its 95 % upper bound has to.
+
+    Tested strictest first, so that a lucky low threshold below a bad one is not taken. With too little evidence the
+    answer is 0.98.
     """
     days = endpoint_days(all_series)
-    chosen = ThresholdChoice(0.98, 0, days)
-    for threshold in np.arange(0.98, 0.015, -0.01):
-        count = sum(false_alarms(series, float(threshold)) for series in all_series)
-        if count > max_per_day * days:
+    limit = allowed(max_per_day * days)
+    chosen = ThresholdChoice(_STRICTEST, sum(false_alarms(series, _STRICTEST) for series in all_series), days)
+    for percent in range(98, 1, -1):
+        threshold = percent / 100
+        count = sum(false_alarms(series, threshold) for series in all_series)
+        if count > limit:
             break
-        chosen = ThresholdChoice(round(float(threshold), 4), count, days)
+        chosen = ThresholdChoice(threshold, count, days)
     return chosen

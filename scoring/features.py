@@ -17,7 +17,7 @@ from routing.window import Counter, Window
 from scoring.reading import SPANS_S, Reading
 
 _REVISION = 1
-_MIN_ATTEMPTS = 3
+_MIN_ATTEMPTS = 6
 _LIMITED = Counter.RATE_LIMITED
 _FAILURES = (Counter.SERVER_ERROR, Counter.TIMEOUT, Counter.CONNECT_ERROR, Counter.BROKEN)
 

@@ -72,7 +72,11 @@ def split(rows: TrainingRows, shares: tuple[float, ...], horizon_s: float) -> li
     x = rows.x if len(rows.x) else np.empty((0, len(FEATURES)))
     judged = in_domain(x) & np.isfinite(x).all(axis=1)
     usable = rows.mask & judged
-    bounds = np.quantile(rows.time[usable], np.cumsum([0.0, *shares]).clip(0, 1)) if usable.any() else np.zeros(len(shares) + 1)
+    bounds = (
+        np.quantile(rows.time[usable], np.cumsum([0.0, *shares]).clip(0, 1))
+        if usable.any()
+        else np.zeros(len(shares) + 1)
+    )
     parts = []
     for i in range(len(shares)):
         first = bounds[i] + (horizon_s if i else 0.0)

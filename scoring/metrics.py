@@ -32,13 +32,15 @@ class Skill:
 
 @dataclass(frozen=True, slots=True)
 class Caught:
-    """Incidents of one kind: how many became harmful, which share an alarm preceded, and the median lead in
-    seconds.
+    """Incidents of one kind: how many became harmful, which share an alarm preceded, and the median lead in seconds.
+
+    `median_possible_s` is the median time from the beginning of the trouble to its harm: no lead can be longer.
     """
 
     incidents: int
     early_recall: float | None
     median_lead_s: float | None
+    median_possible_s: float | None
 
 
 def skill(y: _Labels, risk: _Floats) -> Skill:
@@ -78,7 +80,12 @@ def lead_s(time: _Floats, risk: _Floats, threshold: float, begins: float, harmfu
     return None
 
 
-def caught(leads: Sequence[float | None]) -> Caught:
-    """Sum up the leads of incidents that became harmful; None is an incident without an early alarm."""
-    early = [lead for lead in leads if lead is not None]
-    return Caught(len(leads), len(early) / len(leads) if leads else None, float(np.median(early)) if early else None)
+def caught(found: Sequence[tuple[float | None, float]]) -> Caught:
+    """Sum up incidents that became harmful, each as (lead or None without an early alarm, longest possible lead)."""
+    early = [lead for lead, _ in found if lead is not None]
+    return Caught(
+        incidents=len(found),
+        early_recall=len(early) / len(found) if found else None,
+        median_lead_s=float(np.median(early)) if early else None,
+        median_possible_s=float(np.median([possible for _, possible in found])) if found else None,
+    )

@@ -28,11 +28,11 @@ def fit_classifier(x: _Floats, y: _Labels, x_val: _Floats, y_val: _Labels, seed:
     risk.
     """
     classifier = HistGradientBoostingClassifier(
-        learning_rate=0.08,
+        learning_rate=0.1,
         max_iter=MAX_TREES,
         max_leaf_nodes=24,
         max_depth=8,
-        min_samples_leaf=min(200, max(20, len(x) // 200)),
+        min_samples_leaf=min(800, max(20, len(x) // 300)),
         l2_regularization=5.0,
         monotonic_cst=np.array(DIRECTIONS),
         early_stopping=True,

@@ -109,9 +109,9 @@ def series_of(samples: Sequence[Sampled], forecaster: Forecaster) -> list[Series
 
 def caught_by_kind(samples: Sequence[Sampled], all_series: Sequence[Series], threshold: float) -> dict[str, Caught]:
     """Return what was caught early, by `setting/kind`."""
-    leads: dict[str, list[float | None]] = defaultdict(list)
+    leads: dict[str, list[tuple[float | None, float]]] = defaultdict(list)
     for sampled, series in zip(samples, all_series, strict=True):
         for trouble in sampled.troubles:
             lead = lead_s(series.time, series.risk, threshold, trouble.begins, trouble.harmful)
-            leads[f"{sampled.setting}/{trouble.kind}"].append(lead)
+            leads[f"{sampled.setting}/{trouble.kind}"].append((lead, trouble.harmful - trouble.begins))
     return {kind: caught(found) for kind, found in sorted(leads.items())}

@@ -40,9 +40,9 @@ _PART_STRIDE = 1_000_000
 class Size:
     """How many worlds of each setting each part has."""
 
-    fit: int = 150
-    calibrate: int = 70
-    test: int = 60
+    fit: int = 100
+    calibrate: int = 60
+    test: int = 40
     cold_per_steady: int = 2
 
 
@@ -141,8 +141,8 @@ def summary(trained: Trained) -> str:
         f"false alarms per endpoint-day {manifest.false_alarms_per_day:.2f} in {manifest.endpoint_days:.1f} days",
     ]
     for kind, found in manifest.incidents.items():
-        recall, lead = found.early_recall or 0.0, found.median_lead_s or 0.0
-        lines.append(f"  {kind:<18} {found.incidents:>4} incidents, early recall {recall:.2f}, lead {lead:.0f} s")
+        recall, lead, possible = found.early_recall or 0, found.median_lead_s or 0, found.median_possible_s or 0
+        lines.append(f"  {kind:<18} {found.incidents:>4}: early {recall:.2f}, lead {lead:.0f} s of {possible:.0f} s")
     return "\n".join(lines)
 
 

@@ -95,7 +95,7 @@ def _regime(place: Place, rng: _Rng, *, cold: bool) -> Regime:
         output_tokens=_log_uniform(rng, 8, 400),
         tokens_per_s=_log_uniform(rng, 30, 900),
         error_rate=0.0 if rng.random() < 0.3 else _log_uniform(rng, 1e-4, 0.01),
-        limited_rate=0.0 if rng.random() < 0.7 else _log_uniform(rng, 1e-4, 0.01),
+        limited_rate=0.0 if rng.random() < 0.8 else _log_uniform(rng, 1e-4, 0.005),
         timeout_s=rng.uniform(8, 30),
         drift=0.0 if rng.random() < 0.3 else rng.uniform(0.02, 0.15),
     )
@@ -162,7 +162,7 @@ def _rates(
             left = left - shares[i]
         per_endpoint = demand * shares
     else:
-        own = np.array([_log_uniform(rng, 1, 25) if cold else _log_uniform(rng, 0.1, 20) for _ in range(n)])
+        own = np.array([_log_uniform(rng, 1, 25) if cold else _log_uniform(rng, 0.15, 20) for _ in range(n)])
         admitted = own[:, None] * admission
         total = np.maximum(admitted.sum(axis=0), 1e-9)
         per_endpoint = admitted * np.minimum(own.sum() / total, 3.0)

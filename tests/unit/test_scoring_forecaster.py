@@ -112,5 +112,6 @@ def test_lead_counts_from_the_alarm_to_the_harm() -> None:
     assert lead_s(time, risk, 0.5, begins=30, harmful=70) == 30
     assert lead_s(time, risk, 0.5, begins=50, harmful=70) == 20
     assert lead_s(time, risk, 0.5, begins=10, harmful=40) is None
-    assert caught([30.0, None, 10.0]).early_recall == pytest.approx(2 / 3)
-    assert caught([30.0, None, 10.0]).median_lead_s == 20
+    found = caught([(30.0, 40.0), (None, 5.0), (10.0, 20.0)])
+    assert found.early_recall == pytest.approx(2 / 3)
+    assert (found.median_lead_s, found.median_possible_s) == (20, 20)

@@ -1,0 +1,205 @@
+import json
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from scoring.artifact import ArtifactError, Manifest, checksum, libraries, load, pack, save
+from scoring.features import FEATURE_SET, NAMES
+from scoring.forecaster import Calibration, Forecaster, Forest
+from scoring.metrics import Skill
+from scoring.registry import PRIOR, Registry
+
+
+def stump(value: float = 1.0) -> Forecaster:
+    """One tree with one split on the first feature at 0.5."""
+    forest = Forest(
+        feature=np.zeros((1, 3), dtype=np.int32),
+        threshold=np.array([[0.5, 0.0, 0.0]]),
+        missing_left=np.zeros((1, 3), dtype=np.bool_),
+        left=np.array([[1, 1, 2]], dtype=np.int32),
+        right=np.array([[2, 1, 2]], dtype=np.int32),
+        value=np.array([[0.0, -value, value]]),
+        depth=1,
+        baseline=-2.0,
+    )
+    return Forecaster(forest, Calibration(1.5, 0.25))
+
+
+def manifest(arrays: bytes, version: str = "v1", threshold: float = 0.4) -> Manifest:
+    return Manifest(
+        version=version,
+        trained_at=1.0,
+        seed=1,
+        feature_set=FEATURE_SET,
+        features=NAMES,
+        horizon_s=60.0,
+        threshold=threshold,
+        libraries=libraries(),
+        data="a test",
+        skill=Skill(10, 0.1, 0.5, 0.05, 0.3),
+        false_alarms_per_day=None,
+        endpoint_days=0.0,
+        incidents={},
+        parent=None,
+        arrays_sha256=checksum(arrays),
+    )
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    arrays = pack(stump())
+    save(tmp_path / "m", arrays, manifest(arrays))
+    return tmp_path / "m"
+
+
+def test_a_saved_model_comes_back_bit_for_bit(saved: Path) -> None:
+    x = np.random.default_rng(1).random((50, len(NAMES)))
+    model = load(saved)
+    assert model.forecaster.risks(x).tolist() == stump().risks(x).tolist()
+    assert model.manifest == manifest(pack(stump()))
+    assert pack(model.forecaster) == (saved / "arrays.npz").read_bytes()
+
+
+@pytest.mark.parametrize("at", [0, 100, -30])
+def test_a_flipped_bit_is_found(saved: Path, at: int) -> None:
+    content = bytearray((saved / "arrays.npz").read_bytes())
+    content[at] ^= 1
+    (saved / "arrays.npz").write_bytes(content)
+    with pytest.raises(ArtifactError, match=r"arrays\.npz: damaged: SHA-256"):
+        load(saved)
+
+
+def test_a_missing_file_is_named(saved: Path) -> None:
+    (saved / "arrays.npz").unlink()
+    with pytest.raises(ArtifactError, match=r"arrays\.npz: cannot be read: No such file"):
+        load(saved)
+    (saved / "manifest.json").unlink()
+    with pytest.raises(ArtifactError, match=r"manifest\.json: cannot be read"):
+        load(saved)
+
+
+def test_another_feature_set_is_refused(saved: Path) -> None:
+    text = (saved / "manifest.json").read_text().replace(FEATURE_SET, "f1-old")
+    (saved / "manifest.json").write_text(text)
+    with pytest.raises(ArtifactError, match=f"made for feature set 'f1-old', expected '{FEATURE_SET}'"):
+        load(saved)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [("threshold", 1.5, "threshold = 1.5"), ("seed", "x", "seed"), ("skill", {"rows": 1}, "skill")],
+)
+def test_a_wrong_manifest_names_the_field(saved: Path, field: str, value: object, message: str) -> None:
+    content = json.loads((saved / "manifest.json").read_text())
+    content[field] = value
+    (saved / "manifest.json").write_text(json.dumps(content))
+    with pytest.raises(ArtifactError, match=message):
+        load(saved)
+
+
+def replace_arrays(directory: Path, content: bytes) -> None:
+    manifest_path = directory / "manifest.json"
+    described = json.loads(manifest_path.read_text())
+    described["arrays_sha256"] = checksum(content)
+    manifest_path.write_text(json.dumps(described))
+    (directory / "arrays.npz").write_bytes(content)
+
+
+def arrays_with(tmp_path: Path, **changed: object) -> bytes:
+    with np.load(tmp_path / "arrays.npz") as archive:
+        arrays = {name: archive[name] for name in archive.files}
+    arrays.update({name: np.asarray(value) for name, value in changed.items() if value is not None})
+    for name in [name for name, value in changed.items() if value is None]:
+        del arrays[name]
+    np.savez(tmp_path / "changed.npz", allow_pickle=True, **arrays)
+    return (tmp_path / "changed.npz").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"feature": np.full((1, 3), 99, np.int32)}, r"feature: expected indices in \[0, "),
+        ({"left": np.full((1, 3), -1, np.int32)}, r"left: expected indices in \[0, 3\)"),
+        ({"right": np.zeros((1, 3))}, "right: expected int32"),
+        ({"value": np.full((1, 3), np.nan)}, "value: expected finite"),
+        ({"threshold": np.zeros((1, 4))}, r"threshold: expected float64 of shape \(1, 3\)"),
+        ({"slope": np.float64(-1)}, "slope = -1"),
+        ({"depth": np.float64(1e6)}, "depth = 1000000"),
+        ({"baseline": None}, "'baseline' is missing"),
+        ({"value": np.array([[None, 1, 2]], dtype=object)}, "not an archive of arrays: Object arrays"),
+    ],
+)
+def test_arrays_that_no_forecaster_could_walk_are_refused(
+    saved: Path, changed: dict[str, object], message: str
+) -> None:
+    replace_arrays(saved, arrays_with(saved, **changed))
+    with pytest.raises(ArtifactError, match=message):
+        load(saved)
+
+
+def test_a_pickle_is_never_loaded(saved: Path) -> None:
+    replace_arrays(saved, pickle.dumps({"feature": 1}))
+    with pytest.raises(ArtifactError, match="not an archive of arrays"):
+        load(saved)
+
+
+def test_the_shipped_prior_loads_and_is_small() -> None:
+    model = load(PRIOR)
+    assert model.manifest.version.startswith("prior-")
+    assert sum(path.stat().st_size for path in PRIOR.iterdir()) < 500_000
+    assert model.manifest.skill.brier_skill is not None
+    assert model.manifest.skill.brier_skill > 0.25
+    assert model.manifest.false_alarms_per_day is not None
+    assert model.manifest.false_alarms_per_day <= 3.5  # chosen for 3 on other worlds
+
+
+def test_without_a_pointer_the_prior_is_served(tmp_path: Path) -> None:
+    champion = Registry(tmp_path).champion()
+    assert champion.model is not None
+    assert champion.model.manifest == load(PRIOR).manifest
+    assert champion.problem == ""
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_promoted_model_is_served_and_the_stamp_tells(tmp_path: Path) -> None:
+    registry, arrays = Registry(tmp_path), pack(stump())
+    before = registry.stamp()
+    registry.register(arrays, manifest(arrays))
+    assert registry.stamp() == before
+    registry.promote("v1")
+    assert registry.stamp() != before
+    champion = registry.champion()
+    assert champion.model is not None
+    assert (champion.model.manifest.version, champion.problem) == ("v1", "")
+    assert [found.version for found in registry.versions()] == ["v1"]
+
+
+def test_a_model_that_cannot_be_loaded_is_not_promoted(tmp_path: Path) -> None:
+    registry = Registry(tmp_path)
+    for version in ("nowhere", "../outside"):
+        with pytest.raises(ArtifactError):
+            registry.promote(version)
+    assert registry.stamp() == 0
+
+
+@pytest.mark.parametrize("damage", ["gone", "pointer"])
+def test_a_broken_champion_falls_back_to_the_prior_and_says_why(tmp_path: Path, damage: str) -> None:
+    registry, arrays = Registry(tmp_path), pack(stump())
+    directory = registry.register(arrays, manifest(arrays))
+    registry.promote("v1")
+    if damage == "gone":
+        (directory / "arrays.npz").unlink()
+    else:
+        (tmp_path / "models" / "champion").write_text("../../etc\n")
+    champion = registry.champion()
+    assert champion.model is not None
+    assert champion.model.manifest.version == load(PRIOR).manifest.version
+    assert champion.problem
+
+
+def test_with_no_usable_model_there_is_none_and_a_reason(tmp_path: Path) -> None:
+    champion = Registry(tmp_path, prior=tmp_path / "empty").champion()
+    assert champion.model is None
+    assert "manifest.json: cannot be read" in champion.problem
