@@ -1,0 +1,1 @@
+"""The arena: one seeded truth, many policies, each deciding request by request on a virtual clock in a closed loop."""
