@@ -2,7 +2,7 @@
 
 The rule of this file: everything follows from the scenario and the seed, to the byte. An incident's onset and end are
 the first and the last second in which at least 10 % of requests would fail or TTFT is at least three times the usual;
-a decoy therefore has none.
+a decoy therefore has none. More than a minute of health ends an incident: an aftershock is a new one, a flap is not.
 """
 
 from collections import defaultdict
@@ -38,6 +38,7 @@ FAILED: tuple[Outcome, ...] = (
 )
 _PLACE = {failure: place for place, failure in enumerate(Failure)}
 _BASELINE_RETRY_AFTER_S = 1.0
+_SAME_S = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,10 +172,10 @@ def _troubles(found: tuple[Occurrence, ...], faults: _Faults, truth: Truth) -> t
     for (number, index), several in faults.items():
         begin = int(min(fault.at_s for fault in several))
         end = int(max(fault.end_s for fault in several)) + 1
-        hit = np.flatnonzero(degraded[index, begin:end])
-        if len(hit):
-            kind = found[number].kind
-            alone.append(Trouble(kind, index, float(begin + hit[0]), float(begin + hit[-1] + 1)))
+        hit = begin + np.flatnonzero(degraded[index, begin:end])
+        spells = np.split(hit, np.flatnonzero(np.diff(hit) > _SAME_S + 1) + 1)
+        kind = found[number].kind
+        alone.extend(Trouble(kind, index, float(s[0]), float(s[-1] + 1)) for s in spells if len(s))
     return _merged(alone)
 
 

@@ -60,6 +60,12 @@ def test_a_decoy_has_no_onset_and_a_flapping_endpoint_one() -> None:
     assert world.troubles == (Trouble(ArenaKind.FLAPPING, 2, 300.0, 370.0),)
 
 
+def test_an_aftershock_is_an_incident_of_its_own() -> None:
+    shocks = Scripted(kind=ArenaKind.AFTERSHOCKS, at_s=100, hold_s=40, gap_s=61, times=2, endpoint="b")
+    spans = [(trouble.onset_s, trouble.end_s) for trouble in make_world(scenario(shocks), 1).troubles]
+    assert spans == [(100, 140), (201, 221), (282, 292)]
+
+
 def test_overlapping_incidents_of_an_endpoint_are_one() -> None:
     both = (
         Scripted(kind=ArenaKind.HANG, at_s=100, hold_s=50, endpoint="b"),
