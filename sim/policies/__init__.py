@@ -59,10 +59,10 @@ GRIDS: Mapping[str, Mapping[str, Sequence[float]]] = MappingProxyType(
         "peak-ewma": {"decay_s": (5, 10, 30), "retry_share": (0.2, 1.0), "attempt_timeout_s": (10, 600)},
         "prequal": {"hot_share": (0.6, 0.84, 0.99), "failure_latency_s": (3, 10, 30), "attempt_timeout_s": (10, 60)},
         "tuned-breaker": {
-            "window_s": (15, 45),
             "error_share": (0.2, 0.5),
             "latency_ratio": (2.5, 4),
             "ejection_s": (10, 30),
+            "attempt_timeout_s": (8, 20),
         },
     }
 )

@@ -1,16 +1,17 @@
 """Tuned breaker: the best an error-rate and latency breaker can do, once its numbers are fitted (see `GRIDS`).
 
 Ordered. An active endpoint is ejected when at least `min_requests` of the last `window_s` show an error share of
-`error_share`, or when their mean time to first token (geometric) is `latency_ratio` times the endpoint's own slow
-average. After `ejection_s` it is probing: one live request at a time until `successes` in a row bring it back; a
-failure or a slow success ejects it again. A rate limit is an error like any other. Defaults before tuning follow
-resilience4j (50 % of the calls) with the shorter windows that routers use. Two retries, at once, on endpoints not
-tried; 20 s of patience. With all endpoints out the order alone decides.
+`error_share`, or when their mean time to first token (geometric) is `latency_ratio` times the endpoint's own average
+of about half an hour, so that a slow ramp does not become the norm. After `ejection_s` it is probing: one live request
+at a time until `successes` in a row bring it back; a failure or a slow success ejects it again. A rate limit is an
+error like any other. Defaults before tuning follow resilience4j (50 % of the calls) with the shorter windows that
+routers use. Two retries, at once, on endpoints not tried; 20 s of patience. With all endpoints out the order alone
+decides.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import log
+from math import expm1, log
 
 from routing.outcomes import Outcome
 from sim.arena.policy import ArenaRequest, Attempted
@@ -18,7 +19,7 @@ from sim.policies.base import SILENT, Baseline, Settings, may_retry
 from sim.policies.windows import SlidingCount
 
 _BASELINE_SAMPLES = 20
-_BASELINE_SMOOTHING = 0.01
+_BASELINE_S = 1800.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +40,7 @@ class TunedBreakerSettings(Settings):
 class _Breaker:
     """One endpoint: active while `until` is None, ejected before `until`, probing after."""
 
-    __slots__ = ("baseline", "baseline_n", "passed", "recent", "trial", "until")
+    __slots__ = ("baseline", "baseline_at", "baseline_n", "passed", "recent", "trial", "until")
 
     def __init__(self, window_s: float) -> None:
         self.recent = SlidingCount(window_s)
@@ -48,6 +49,7 @@ class _Breaker:
         self.passed = 0
         self.baseline = 0.0
         self.baseline_n = 0
+        self.baseline_at = 0.0
 
 
 class TunedBreaker(Baseline):
@@ -107,7 +109,8 @@ class TunedBreaker(Baseline):
         recent.add(now, failed=not ok, latency_s=attempted.ttft_s)
         if ok and attempted.ttft_s is not None:
             breaker.baseline_n += 1
-            step = max(1.0 / breaker.baseline_n, _BASELINE_SMOOTHING)
+            step = max(1.0 / breaker.baseline_n, -expm1((breaker.baseline_at - now) / _BASELINE_S))
+            breaker.baseline_at = now
             breaker.baseline += step * (log(max(attempted.ttft_s, 1e-4)) - breaker.baseline)
         least = max(1, settings.min_requests)
         if (not ok and recent.total >= least and recent.failed / recent.total >= settings.error_share) or (

@@ -3,7 +3,7 @@
 import pytest
 
 from routing.outcomes import Outcome
-from tests.policy_driver import ERROR, LIMITED, OK, ended, feed
+from tests.policy_driver import ERROR, LIMITED, OK, Feed, ended, feed
 
 
 def test_static_stays_with_the_primary_and_never_retries() -> None:
@@ -246,6 +246,20 @@ def test_the_breaker_ejects_by_latency_against_the_endpoint_s_own_past() -> None
     for _ in range(8):
         fed.attempt(0, OK, 300.0, ttft_s=1.2)
     assert fed.chosen(300.0) == 1
+
+
+def _after(fed: Feed, now: float, ttft_s: float) -> int | None:
+    fed.attempt(0, OK, now, ttft_s=ttft_s)
+    return fed.chosen(now)
+
+
+def test_a_slow_ramp_does_not_become_the_breaker_s_norm() -> None:
+    fed = feed("tuned-breaker", min_requests=5, latency_ratio=3.0)
+    for second in range(1200):
+        fed.attempt(0, OK, float(second), ttft_s=0.2)
+    ramp = (1200.0 + second for second in range(600))
+    left = next((now for now in ramp if _after(fed, now, 0.2 * 6 ** ((now - 1200.0) / 600.0)) == 1), None)
+    assert left is not None, "six times as slow within ten minutes"
 
 
 def test_the_breaker_lets_one_trial_at_a_time_bring_an_endpoint_back() -> None:
