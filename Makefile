@@ -6,7 +6,7 @@ UV     := $(BIN)/uv pip
 PROTOS := $(shell find protos/routecast -name '*.proto')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo run test unit lint format bench proto prior schema lock clean
+.PHONY: help setup demo run test unit lint format scorecard bench proto prior schema lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -30,7 +30,7 @@ run: setup ## serve with CONFIG (default: examples/local.yaml)
 	$(BIN)/routecast serve --config $(or $(CONFIG),examples/local.yaml)
 
 test: setup lint ## run every check: lint, types, layers, protos, tests
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
 
 unit: setup ## run only the tests that open no socket
 	$(BIN)/python -m pytest tests/unit tests/property tests/simulation $(PYTEST_ARGS)
@@ -47,6 +47,9 @@ lint: setup ## ruff, mypy strict, layer contracts, buf lint, staleness of genera
 format: setup ## let ruff rewrite what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+scorecard: setup ## judge every policy in every simulated scenario, 20 seeds (SCORECARD_ARGS=--short: under a minute)
+	$(BIN)/python -m sim.scorecard $(SCORECARD_ARGS)
 
 bench: setup ## figures as ratios in one run
 	$(BIN)/python -m bench $(BENCH_ARGS)

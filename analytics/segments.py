@@ -34,7 +34,8 @@ class SegmentWriter:
     """Writes segments of one process under `root/live/<replica>-<epoch>/`; not thread-safe.
 
     `epoch` tells two lives of the same replica apart (a start time in nanoseconds will do); a directory that already
-    exists raises `FileExistsError`, so two writers never share their numbers.
+    exists raises `FileExistsError`, so two writers never share their numbers. A disk that refuses the directory now may
+    take it later: each write tries again.
     """
 
     def __init__(self, root: Path, replica: str, epoch: int) -> None:
@@ -43,10 +44,22 @@ class SegmentWriter:
                 f"replica {replica!r}: expected letters, digits, '.', '_' or '-', not starting with '.' or '-'"
             )
         self._directory = absolute_root(root) / LIVE / f"{replica}-{epoch}"
-        make_directory(self._directory.parent)
-        self._directory.mkdir()
+        self._claimed = False
+        try:
+            self._claim()
+        except FileExistsError:
+            raise
+        except OSError:
+            # Serving must not depend on the disk of the history.
+            self._claimed = False
         self._next = dict.fromkeys(RECORD_TYPES, 1)
         self._connection = duckdb.connect(config={"threads": 1})
+
+    def _claim(self) -> None:
+        if not self._claimed:
+            make_directory(self._directory.parent)
+            self._directory.mkdir()
+            self._claimed = True
 
     def write(self, stream: str, records: Sequence[Record]) -> Path:
         """Write records of one stream as one segment and return its path.
@@ -54,6 +67,7 @@ class SegmentWriter:
         Raises `OSError` or `duckdb.Error` when the disk refuses, `TypeError` or `ValueError` when a
         value does not fit its column. Nothing is visible then, and the sequence number is used again.
         """
+        self._claim()
         columns = to_columns(stream, records)
         target = self._directory / stream / f"{self._next[stream]:010d}.parquet"
         with AtomicFile(target) as temporary:

@@ -9,6 +9,7 @@ from hashlib import sha256
 
 from bench.figure import Figure, cpu_us
 from routing.engine import Engine, Finished
+from routing.health import State
 from routing.model import Capability, Catalogue, Endpoint, RouteRequest
 from routing.outcomes import Outcome
 from routing.pipeline import decide
@@ -43,11 +44,21 @@ class _Stream:
 
 
 def _ejection() -> float:
-    engine = _engine()
-    stream = _Stream(engine)
-    stream.observe()
-    for _ in range(2):
-        stream.observe(Outcome.SERVER_ERROR)
+    """Return the cost of the very failure that ejects, found by repeating what led to it."""
+    failures = 0
+    while True:
+        engine = _engine()
+        stream = _Stream(engine)
+        stream.observe()
+        for _ in range(failures):
+            stream.observe(Outcome.SERVER_ERROR)
+        cost = _cost_of_one(stream)
+        if engine.health_of("p0:m").state is State.EJECTED:
+            return cost
+        failures += 1
+
+
+def _cost_of_one(stream: "_Stream") -> float:
     return cpu_us(lambda: stream.observe(Outcome.SERVER_ERROR), calls=1, rounds=1)
 
 

@@ -5,21 +5,27 @@ simulated world drives it. Every method that learns something returns the action
 already been patched by then.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from math import inf
 
 from routing import failback, reflex
+from routing.detector import FailureDetector
 from routing.errors import UnknownEndpointError
+from routing.forecasts import ForecastDesk, Forecasts
 from routing.health import Cause, Event, Health, State, Transition
-from routing.model import Catalogue, Endpoint, Objective
+from routing.model import Catalogue, Endpoint
 from routing.outcomes import TRAITS, Outcome, Signal
-from routing.policy import Policy
+from routing.policy import FailbackKind, Policy
 from routing.quota import Quota
-from routing.scorers import contributions, health_score, weighted
-from routing.snapshot import Candidate, Facts, Snapshot
+from routing.ranking import candidates, rankings
+from routing.snapshot import Facts, Snapshot
 from routing.window import Window
 
 _REFRESH_SPAN_S = 60
+_SLOW_CHECK_S = 0.05
+_OPERATOR = Cause("operator", 1.0, 1.0)
+_IN_SERVICE = frozenset({State.ACTIVE, State.UNKNOWN, State.CANARY})
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,18 +48,6 @@ Action = Probe | Transitioned
 
 
 @dataclass(frozen=True, slots=True)
-class Forecasts:
-    """One tick's forecast: probability of degradation per endpoint id, by which model, and the threshold its manifest
-    recommends.
-    """
-
-    time: float
-    forecaster: str
-    threshold: float
-    risks: Mapping[str, float]
-
-
-@dataclass(frozen=True, slots=True)
 class Finished:
     """How one attempt ended. Latencies as in `Window.finished`; `retry_after_s` comes from a 429's headers."""
 
@@ -72,23 +66,36 @@ class _Live:
     endpoint: Endpoint
     window: Window
     health: Health
+    detector: FailureDetector
+    facts: Facts
     quota: Quota = field(default_factory=Quota)
+    slow_checked_at: float = -inf
 
 
 class Engine:
     """All routing state of one process.
 
     `now` is unix-like seconds of a steady clock everywhere. Methods that name an endpoint raise UnknownEndpointError
-    for one the catalogue does not have.
+    for one the catalogue does not have; those that take values raise ValueError, before anything has changed, for one
+    that is not finite.
     """
 
     def __init__(self, catalogue: Catalogue, policy: Policy, now: float) -> None:
         self.catalogue = catalogue
         self.policy = policy
-        self._live = {e.id: _Live(e, Window(), Health(e.id, entered_at=now)) for e in catalogue.endpoints.values()}
-        self._forecasts: Forecasts | None = None
-        self._snapshot = Snapshot(0, now, {}, "", policy.forecast.threshold)
+        self._desk = ForecastDesk(policy.forecast)
+        self._live = {e.id: self._new(e, now) for e in catalogue.endpoints.values()}
+        windows = {
+            model: min((e.context_window_tokens or inf for e in endpoints), default=inf)
+            for model, endpoints in catalogue.by_model.items()
+        }
+        self._snapshot = Snapshot(0, now, {}, "", self._desk.threshold(), windows)
         self._publish(catalogue.by_model, now)
+
+    def _new(self, endpoint: Endpoint, now: float) -> _Live:
+        detector = FailureDetector(self.policy.reflex.failing_rate, self.policy.reflex.normal_rate)
+        facts = Facts(endpoint, State.UNKNOWN, 1.0, 0.0, 0.0, None, 1.0, 0, None)
+        return _Live(endpoint, Window(), Health(endpoint.id, entered_at=now), detector, facts)
 
     @property
     def snapshot(self) -> Snapshot:
@@ -105,7 +112,13 @@ class Engine:
 
     def thresholds(self) -> dict[str, object]:
         """Return the thresholds in force by name; the forecast's own is the one now used."""
-        return self.policy.thresholds() | {"forecast.threshold": self._threshold()}
+        return self.policy.thresholds() | {"forecast.threshold": self._desk.threshold()}
+
+    def hang_limit_s(self, endpoint_id: str, now: float, *, streamed: bool) -> float | None:
+        """Return how long a first byte may take before the endpoint itself is to blame; None while its normal is
+        unknown.
+        """
+        return reflex.hang_limit_s(self._of(endpoint_id).window, self.policy.reflex, now, streamed=streamed)
 
     def _of(self, endpoint_id: str) -> _Live:
         try:
@@ -115,9 +128,9 @@ class Engine:
 
     # Observations: the reflex path.
 
-    def started(self, endpoint_id: str, attempt_id: str, now: float) -> None:
-        """An attempt was sent."""
-        self._of(endpoint_id).window.started(attempt_id, now)
+    def started(self, endpoint_id: str, attempt_id: str, now: float, *, streamed: bool = True) -> None:
+        """An attempt was sent; `streamed` tells whether its first byte comes before the whole reply."""
+        self._of(endpoint_id).window.started(attempt_id, now, streamed=streamed)
 
     def first_byte(self, endpoint_id: str, attempt_id: str) -> None:
         """The attempt's first byte of payload arrived."""
@@ -126,52 +139,74 @@ class Engine:
     def finished(self, result: Finished, now: float) -> list[Action]:
         """An attempt on live traffic ended."""
         live = self._of(result.endpoint_id)
-        self._observe(live, result, now)
+        is_current = self._observe(live, result, now) >= live.health.evidence_from
         signal = TRAITS[result.outcome].signal
         if signal is Signal.QUOTA:
             return self._limited(live, result.retry_after_s, now)
-        if signal is Signal.FAILURE:
-            live.health.step_successes = 0
-            cause = reflex.breach(live.window, result.outcome, self.policy.reflex, now, live.health.evidence_from)
-            return self._raise(live, Event.BREACH, cause, now) if cause else []
-        if signal is not Signal.SUCCESS:
-            return []
+        if signal is Signal.FAILURE and is_current:
+            return self._failed(live, result.outcome, now)
+        if signal is Signal.SUCCESS:
+            return self._succeeded(live, now, is_current=is_current)
+        return []
+
+    def _failed(self, live: _Live, outcome: Outcome, now: float) -> list[Action]:
+        hard = TRAITS[outcome].hard
+        live.detector.failed(hard=hard)
+        live.health.step_failures += 1
+        cause = reflex.breach(live.window, live.detector, outcome, self.policy.reflex, now, hard=hard)
+        return self._raise(live, Event.BREACH, cause, now) if cause else []
+
+    def _succeeded(self, live: _Live, now: float, *, is_current: bool) -> list[Action]:
+        health = live.health
         live.quota.succeeded(now)
-        if live.health.state is State.UNKNOWN:
+        live.detector.succeeded()
+        if health.state is State.UNKNOWN:
             return self._raise(live, Event.PROVEN, Cause("successes", 1.0, 1.0), now)
-        if live.health.state is State.CANARY:
-            live.health.step_successes += 1
+        if health.state is State.CANARY and is_current:
+            health.step_successes += 1
+        return self._check_slow(live, now)
+
+    def _check_slow(self, live: _Live, now: float) -> list[Action]:
+        """Look at latency at most every 50 ms: it moves over seconds, and a busy endpoint ends attempts every
+        millisecond.
+        """
+        if live.health.state not in _IN_SERVICE or now - live.slow_checked_at < _SLOW_CHECK_S:
+            return []
+        live.slow_checked_at = now
         cause = reflex.slow(live.window, self.policy.reflex, now, live.health.evidence_from)
         return self._degrade(live, Event.SLOW, cause, now) if cause else []
 
     def probed(self, result: Finished, now: float) -> list[Action]:
-        """A probe ended. Its outcome counts in the windows as live traffic does, and moves the return of an ejected
-        endpoint.
+        """A probe ended. It counts in the windows as live traffic does, and moves the return of an endpoint that is
+        out.
         """
         live = self._of(result.endpoint_id)
         health = live.health
         if health.state is not State.PROBING:
+            health.probe_pending = False
             return self.finished(result, now)
-        self._observe(live, result, now)
+        if self._observe(live, result, now) < max(health.entered_at, health.probed_at):
+            return []
+        health.probe_pending = False
         signal = TRAITS[result.outcome].signal
-        # An endpoint that refuses the probe itself is there; whether it serves, the canary will tell.
-        if signal is Signal.SUCCESS or result.outcome is Outcome.CLIENT_ERROR:
-            health.probes_passed += 1
-            needed = self.policy.failback.probe_successes
-            if health.probes_passed < needed:
-                return []
-            return self._raise(
-                live, Event.PROBES_PASSED, Cause("probes_passed", float(health.probes_passed), float(needed)), now
-            )
-        if signal is Signal.FAILURE:
-            return self._raise(live, Event.PROBE_FAILED, Cause(f"probe_{result.outcome.value}", 1.0, 1.0), now)
         if signal is Signal.QUOTA:
             live.quota.limited(now, result.retry_after_s)
+        # An endpoint that refuses the probe itself is there; whether it serves, the canary will tell.
+        elif signal is Signal.SUCCESS or result.outcome is Outcome.CLIENT_ERROR:
+            failback.probe_passed(health)
+            passed, needed = float(health.probes_passed), float(self.policy.failback.probes_needed())
+            if passed >= needed:
+                return self._raise(live, Event.PROBES_PASSED, Cause("probes_passed", passed, needed), now)
+        elif result.outcome is not Outcome.CANCELLED:
+            failback.probe_failed(health)
         return []
 
     @staticmethod
-    def _observe(live: _Live, result: Finished, now: float) -> None:
-        live.window.finished(
+    def _observe(live: _Live, result: Finished, now: float) -> float:
+        """Count an ended attempt; return when it was sent."""
+        if result.retry_after_s is not None and not 0 <= result.retry_after_s < inf:
+            raise ValueError(f"retry_after_s = {result.retry_after_s}: expected finite seconds of 0 or more")
+        return live.window.finished(
             result.attempt_id,
             result.outcome,
             now,
@@ -181,25 +216,40 @@ class Engine:
             generation_s=result.generation_s,
         )
 
-    # Forecast and tick: off the request path.
+    # Forecast, operator and tick: off the request path.
 
     def forecast(self, forecasts: Forecasts, now: float) -> list[Action]:
-        """Take over one tick's forecast; endpoints above the threshold are degraded at once. Unknown endpoints are
-        ignored.
+        """Take over one tick's forecast; endpoints above the threshold are degraded at once.
+
+        One that is too old or older than the last is ignored, and so are endpoints it does not know and risks that are
+        no probabilities.
         """
-        self._forecasts = forecasts
-        threshold = self._threshold()
+        if not self._desk.take(forecasts, now):
+            return []
+        current, threshold = self._desk.in_force(now), self._desk.threshold()
         actions: list[Action] = []
-        for endpoint_id, risk in forecasts.risks.items():
+        for endpoint_id, risk in current.risks.items() if current else ():
             live = self._live.get(endpoint_id)
-            if live is not None and threshold is not None and risk >= threshold:
+            if live is None or threshold is None or live.health.is_settling(now, self.policy.forecast.settle_s):
+                continue
+            if risk >= threshold:
                 actions += self._degrade(live, Event.FORECAST, Cause("risk", risk, threshold), now)
         return actions
 
+    def withdraw_forecast(self) -> None:
+        """Whoever made the forecasts is gone: their last one no longer counts."""
+        self._desk.withdraw()
+
+    def drain(self, endpoint_id: str, note: str, now: float) -> list[Action]:
+        """Take an endpoint out by hand; requests in flight finish there. `note` says who and why."""
+        return self._raise(self._of(endpoint_id), Event.DRAIN, _OPERATOR, now, note)
+
+    def restore(self, endpoint_id: str, note: str, now: float) -> list[Action]:
+        """Let a drained endpoint come back, by probes and plan as after an outage. `note` says who and why."""
+        return self._raise(self._of(endpoint_id), Event.RESTORE, _OPERATOR, now, note)
+
     def tick(self, now: float) -> list[Action]:
-        """Let time pass: end holds and ejections, advance canaries, notice hangs, ask for probes, and publish a fresh
-        snapshot.
-        """
+        """Let time pass: end holds, advance returns, notice hangs, ask for probes, and publish a fresh snapshot."""
         actions: list[Action] = []
         for live in self._live.values():
             actions += self._tick_one(live, now)
@@ -207,144 +257,141 @@ class Engine:
         return actions
 
     def _tick_one(self, live: _Live, now: float) -> list[Action]:
-        health, actions = live.health, list[Action]()
+        health = live.health
         failback.forgive(health, self.policy.reflex, now)
-        if health.state in (State.ACTIVE, State.UNKNOWN, State.CANARY):
-            cause = reflex.slow(live.window, self.policy.reflex, now, health.evidence_from)
-            if cause:
-                actions += self._degrade(live, Event.SLOW, cause, now)
+        live.detector.learn(reflex.normal_failure_rate(live.window, self.policy.reflex, now))
+        actions = self._check_slow(live, now)
         if health.state is State.DEGRADED:
             actions += self._calm(live, now)
-        if health.state is State.EJECTED and now >= health.ejected_until:
-            cause = Cause("ejected_s", now - health.entered_at, health.ejected_until - health.entered_at)
+        if health.state is State.EJECTED and now >= health.held_until:
+            cause = Cause("held_s", now - health.entered_at, health.held_until - health.entered_at)
             actions += self._raise(live, Event.EJECTION_OVER, cause, now)
         if health.state is State.CANARY:
             earned = failback.step_evidence(health, self.policy.failback, now)
             if earned:
                 actions += self._raise(live, *earned, now)
-        if self._wants_probe(live, now):
-            health.probed_at = now
+        if failback.wants_probe(health, self.policy.failback, now, live.quota.blocked_until, live.window.last_at):
+            health.probed_at, health.probe_pending = now, True
             actions.append(Probe(live.endpoint))
         return actions
 
-    def _wants_probe(self, live: _Live, now: float) -> bool:
-        """An endpoint on its way back needs evidence: probes when it gets no live traffic, always while it is
-        probing.
-        """
-        health, interval_s = live.health, self.policy.failback.probe_interval_s
-        if now < live.quota.blocked_until or now - health.probed_at < interval_s:
-            return False
-        if health.state is State.PROBING:
-            return True
-        return health.state in (State.DEGRADED, State.CANARY) and now - live.window.last_at >= interval_s
-
     def _calm(self, live: _Live, now: float) -> list[Action]:
         health, reasons = live.health, live.health.reasons
-        risk, threshold = self._risk(live.endpoint.id, now), self._threshold()
-        if Event.FORECAST in reasons and (
-            risk is None or threshold is None or risk < threshold * self.policy.forecast.exit_ratio
-        ):
+        risk, leave = self._risk(live.endpoint.id, now), self._desk.exit_threshold()
+        if Event.FORECAST in reasons and (risk is None or leave is None or risk < leave):
             reasons.discard(Event.FORECAST)
         if Event.SLOW in reasons and not reflex.still_slow(live.window, self.policy.reflex, now):
             reasons.discard(Event.SLOW)
         if Event.LIMITED in reasons and live.quota.share(now) >= 1.0:
             reasons.discard(Event.LIMITED)
-            if not reasons and not health.was_doubted:
+            if not health.was_doubted:
                 return self._raise(live, Event.RELIEVED, Cause("quota_share", 1.0, 1.0), now)
-        held_s = now - health.entered_at
-        if reasons or held_s < self.policy.failback.min_hold_s:
+        if reasons or now < health.held_until:
             return []
-        return self._raise(live, Event.CALM, Cause("degraded_s", held_s, self.policy.failback.min_hold_s), now)
+        cause = Cause("held_s", now - health.entered_at, health.held_until - health.entered_at)
+        # A return all at once rests on probes alone, so it asks for them first.
+        validate = self.policy.failback.kind is FailbackKind.BLUE_GREEN
+        return self._raise(live, Event.VALIDATE if validate else Event.CALM, cause, now)
 
     # Events.
 
     def _limited(self, live: _Live, retry_after_s: float | None, now: float) -> list[Action]:
+        before = live.quota.blocked_until
         live.quota.limited(now, retry_after_s)
+        if live.quota.blocked_until == before:
+            return []
         actions = self._degrade(live, Event.LIMITED, Cause("retry_after_s", live.quota.blocked_until - now, 0.0), now)
         if not actions:
-            self._patch(live.endpoint.model, now)
+            self._patch(live, now)
         return actions
 
     def _degrade(self, live: _Live, event: Event, cause: Cause, now: float) -> list[Action]:
-        """Raise a degrading event; in an endpoint that is degraded already, it is one more reason to stay so."""
-        if live.health.state is State.DEGRADED:
-            failback.doubt(live.health, event)
+        """Raise a degrading event. In an endpoint that is degraded already it is one more reason to stay so; the first
+        doubt after a mere rate limit is a transition of its own.
+        """
+        health = live.health
+        if health.state is State.DEGRADED and (health.was_doubted or event is Event.LIMITED):
+            health.reasons.add(event)
             return []
         return self._raise(live, event, cause, now)
 
-    def _raise(self, live: _Live, event: Event, cause: Cause, now: float) -> list[Action]:
+    def _raise(self, live: _Live, event: Event, cause: Cause, now: float, note: str = "") -> list[Action]:
         health = live.health
-        transition = health.apply(event, cause, now)
+        before = health.state
+        transition = health.apply(event, cause, now, note)
         if transition is None:
             return []
         match transition.to_state:
             case State.EJECTED:
                 failback.start_ejection(health, self.policy.reflex, now)
+                live.detector.clear()
+            case State.DEGRADED if event is Event.LIMITED:
+                failback.start_limited(health)
             case State.DEGRADED:
-                failback.start_degraded(health, event)
+                was_limited = before is State.DEGRADED
+                failback.start_doubt(
+                    health, event, self.policy.failback, self.policy.reflex, now, was_limited=was_limited
+                )
             case State.CANARY if event is Event.STEP_PROVEN:
-                failback.advance(health, self.policy.failback, now)
+                failback.advance(health, now)
             case State.CANARY:
                 failback.start_canary(health, now)
+                live.detector.clear()
             case State.PROBING:
-                health.probes_passed = 0
+                failback.start_probing(health)
             case _:
                 pass
-        self._patch(live.endpoint.model, now)
+        self._patch(live, now)
         return [Transitioned(transition, live.endpoint, self._snapshot.version)]
 
     # The snapshot.
 
-    def _threshold(self) -> float | None:
-        if self.policy.forecast.threshold is not None:
-            return self.policy.forecast.threshold
-        return self._forecasts.threshold if self._forecasts else None
-
-    def _current_forecasts(self, now: float) -> Forecasts | None:
-        forecasts = self._forecasts
-        return forecasts if forecasts is not None and now - forecasts.time <= self.policy.forecast.max_age_s else None
-
     def _risk(self, endpoint_id: str, now: float) -> float | None:
-        forecasts = self._current_forecasts(now)
+        forecasts = self._desk.in_force(now)
         return forecasts.risks.get(endpoint_id) if forecasts else None
 
     def _facts(self, live: _Live, now: float) -> Facts:
         window = live.window
+        latency_s = window.latency_quantile(0.5, now)
         return Facts(
             endpoint=live.endpoint,
             state=live.health.state,
-            admission=failback.admission(live.health, self.policy.failback)
-            * live.quota.share(max(now, live.quota.blocked_until)),
+            admission=self._admission(live, now),
             blocked_until=live.quota.blocked_until,
             error_rate=window.sums(now, _REFRESH_SPAN_S).error_rate,
-            latency_s=window.latency_quantile(0.5, now),
-            latency_ratio=window.latency_shift(now, reflex.SPAN_S)[0],
+            latency_s=latency_s if latency_s is not None else window.latency_quantile(0.5, now, streamed=False),
+            latency_ratio=window.latency_shift(now, reflex.SPAN_S).ratio,
             in_flight=window.in_flight,
             risk=self._risk(live.endpoint.id, now),
         )
 
-    def _rank(self, endpoints: Iterable[Endpoint], now: float) -> dict[Objective, tuple[Candidate, ...]]:
-        facts = [self._facts(self._live[e.id], now) for e in endpoints]
-        candidates = []
-        for own in facts:
-            values = contributions(own, facts)
-            candidates.append(Candidate(own, health_score(values), values))
-
-        # Ties keep the configured order, which is the order of `candidates`.
-        return {
-            objective: tuple(sorted(candidates, key=lambda c: -weighted(c.contributions, objective)))  # used at once
-            for objective in Objective
-        }
+    def _admission(self, live: _Live, now: float) -> float:
+        # What the quota will admit once its pause is over; during the pause `blocked_until` keeps requests away.
+        quota_share = live.quota.share(max(now, live.quota.blocked_until))
+        return failback.admission(live.health, self.policy.failback) * quota_share
 
     def _publish(self, models: Iterable[str], now: float) -> None:
-        rankings = dict(self._snapshot.rankings)
         for model in models:
-            rankings[model] = self._rank(self.catalogue.by_model[model], now)
-        current = self._current_forecasts(now)
-        self._snapshot = Snapshot(
-            self._snapshot.version + 1, now, rankings, current.forecaster if current else "", self._threshold()
-        )
+            for endpoint in self.catalogue.by_model[model]:
+                live = self._live[endpoint.id]
+                live.facts = self._facts(live, now)
+        self._swap(models, now)
 
-    def _patch(self, model: str, now: float) -> None:
-        """Make one endpoint's change visible to the very next decision."""
-        self._publish((model,), now)
+    def _patch(self, live: _Live, now: float) -> None:
+        """Make one endpoint's change visible to the very next decision; its peers' counts wait for the tick."""
+        live.facts = self._facts(live, now)
+        self._swap((live.endpoint.model,), now)
+
+    def _swap(self, models: Iterable[str], now: float) -> None:
+        ranked = dict(self._snapshot.rankings)
+        for model in models:
+            ranked[model] = rankings(candidates([self._live[e.id].facts for e in self.catalogue.by_model[model]]))
+        current = self._desk.in_force(now)
+        self._snapshot = Snapshot(
+            self._snapshot.version + 1,
+            now,
+            ranked,
+            current.forecaster if current else "",
+            self._desk.threshold(),
+            self._snapshot.windows,
+        )

@@ -1,39 +1,95 @@
-"""How an endpoint earns its traffic back: ejection time, probes, canary steps. Works on one `Health`, decides nothing
-about others.
+"""How an endpoint leaves and earns its traffic back: holds, probes, steps with evidence. Works on one `Health`
+alone.
 """
+
+from functools import lru_cache
+from math import ceil, comb, exp, log1p
 
 from routing.health import Cause, Event, Health, State
 from routing.policy import FailbackPolicy, ReflexPolicy
 
+_PROBE_BACKOFF = 1.5
+_MAX_PROBE_FAILURES = 20
+_MAX_RELAPSES = 16
+_PROBE_LOST_S = 30.0
+_MOST_ATTEMPTS = 500
+
+
+def _hold(health: Health, base_s: float, most_s: float, forgive_s: float, now: float) -> None:
+    """Begin a hold: twice as long for each recent departure, up to `most_s`."""
+    hold_s = min(base_s * 2.0**health.relapses, max(base_s, most_s))
+    health.relapses = min(health.relapses + 1, _MAX_RELAPSES)
+    health.held_until = max(health.held_until, now + hold_s)
+    health.forgiven_at = health.held_until + forgive_s
+
 
 def start_ejection(health: Health, policy: ReflexPolicy, now: float) -> None:
-    """Set how long the endpoint stays out: twice as long for each recent ejection, up to the policy's limit."""
-    duration_s = min(policy.ejection_s * 2.0**health.ejections, policy.max_ejection_s)
-    health.ejected_until = now + duration_s
-    health.ejections += 1
-    health.forgiven_at = now + duration_s + policy.forgive_s
+    """Take the endpoint out, for the ejection time at least."""
+    _hold(health, policy.ejection_s, policy.max_ejection_s, policy.forgive_s, now)
     health.reasons.clear()
-    health.probes_passed = 0
 
 
 def forgive(health: Health, policy: ReflexPolicy, now: float) -> None:
-    """Take one doubling back after each quiet `forgive_s`."""
-    if health.ejections and health.state is State.ACTIVE and now >= health.forgiven_at:
-        health.ejections -= 1
+    """Take one doubling back after each `forgive_s` in good health."""
+    if health.relapses and health.state is State.ACTIVE and now >= health.forgiven_at:
+        health.relapses -= 1
         health.forgiven_at = now + policy.forgive_s
 
 
-def start_degraded(health: Health, event: Event) -> None:
-    """Begin a degradation with its first reason."""
-    health.reasons.clear()
+def start_limited(health: Health) -> None:
+    """Begin a degradation for a rate limit alone: the quota decides how much traffic is left, and nothing is
+    doubted.
+    """
+    health.reasons = {Event.LIMITED}
     health.was_doubted = False
-    doubt(health, event)
 
 
-def doubt(health: Health, event: Event) -> None:
-    """Add a reason to a degradation. A quota alone needs no canary afterwards: its own share grows back."""
-    health.reasons.add(event)
-    health.was_doubted = health.was_doubted or event is not Event.LIMITED
+def start_doubt(
+    health: Health, event: Event, failback: FailbackPolicy, reflex: ReflexPolicy, now: float, *, was_limited: bool
+) -> None:
+    """Begin a degradation for more than a quota: the endpoint must hold still, and earn its traffic back afterwards."""
+    health.reasons = {event, Event.LIMITED} if was_limited else {event}
+    health.was_doubted = True
+    _hold(health, failback.min_hold_s, failback.max_hold_s, reflex.forgive_s, now)
+
+
+def start_probing(health: Health) -> None:
+    """Begin to ask for probes."""
+    health.probes_passed = 0
+    health.probe_failures = 0
+    health.probe_pending = False
+
+
+def probe_passed(health: Health) -> None:
+    """A probe was answered."""
+    health.probes_passed += 1
+    health.probe_failures = 0
+
+
+def probe_failed(health: Health) -> None:
+    """A probe was not answered: the count starts again."""
+    health.probes_passed = 0
+    health.probe_failures = min(health.probe_failures + 1, _MAX_PROBE_FAILURES)
+
+
+def probe_interval_s(health: Health, policy: FailbackPolicy) -> float:
+    """Return the pause between two probes: longer with each failure, so that a long outage costs little."""
+    longest_s = max(policy.probe_interval_s, policy.max_probe_interval_s)
+    return min(policy.probe_interval_s * _PROBE_BACKOFF**health.probe_failures, longest_s)
+
+
+def wants_probe(health: Health, policy: FailbackPolicy, now: float, blocked_until: float, observed_at: float) -> bool:
+    """Tell whether an endpoint needs a probe: always while probing, on its way back when traffic brings no evidence.
+
+    One probe at a time; one that was never reported counts as lost after 30 s. `observed_at` is when the endpoint was
+    last heard of, `blocked_until` the end of its rate limit.
+    """
+    since_s, interval_s = now - health.probed_at, probe_interval_s(health, policy)
+    if now < blocked_until or since_s < interval_s or (health.probe_pending and since_s < _PROBE_LOST_S):
+        return False
+    if health.state is State.PROBING:
+        return True
+    return health.state in (State.DEGRADED, State.CANARY) and now - observed_at >= interval_s
 
 
 def start_canary(health: Health, now: float) -> None:
@@ -41,35 +97,65 @@ def start_canary(health: Health, now: float) -> None:
     health.reasons.clear()
     health.evidence_from = now
     health.step = 0
-    health.step_since = now
-    health.step_successes = 0
+    _start_step(health, now)
 
 
-def advance(health: Health, policy: FailbackPolicy, now: float) -> None:
+def advance(health: Health, now: float) -> None:
     """Go to the next step."""
-    health.step = min(health.step + 1, len(policy.steps) - 1)
+    health.step += 1
+    _start_step(health, now)
+
+
+def _start_step(health: Health, now: float) -> None:
     health.step_since = now
     health.step_successes = 0
+    health.step_failures = 0
+
+
+@lru_cache(maxsize=4096)
+def failure_rate_bound(failures: int, attempts: int, confidence: float) -> float:
+    """Return the exact upper bound on a failure rate at one-sided `confidence` (Clopper and Pearson, 1934).
+
+    1.0 without attempts. Found by bisection on the binomial distribution, to 1e-4.
+    """
+    if failures >= attempts:
+        return 1.0
+    low, high = 0.0, 1.0
+    while high - low > 1e-4:
+        rate = (low + high) / 2
+        at_most = sum(comb(attempts, k) * rate**k * exp((attempts - k) * log1p(-rate)) for k in range(failures + 1))
+        low, high = (rate, high) if at_most > 1 - confidence else (low, rate)
+    return high
 
 
 def step_evidence(health: Health, policy: FailbackPolicy, now: float) -> tuple[Event, Cause] | None:
-    """Return the event the canary has earned: the next step, or the end of the plan; None while evidence or time is
-    missing.
+    """Return the event the return has earned: the next step, or the end of the plan; None while evidence or time
+    lacks.
     """
-    if health.step_successes < policy.step_successes or now - health.step_since < policy.step_s:
+    steps = len(policy.shares())
+    if steps == 0:
+        return Event.PLAN_DONE, Cause("probes_passed", float(health.probes_passed), float(policy.probes_needed()))
+    if now - health.step_since < policy.step_s:
         return None
-    cause = Cause("step_successes", float(health.step_successes), float(policy.step_successes))
-    return (Event.PLAN_DONE if health.step + 1 == len(policy.steps) else Event.STEP_PROVEN), cause
+    # Beyond a few hundred attempts the bound hardly moves, and the binomial sum would only grow longer.
+    attempts = health.step_successes + health.step_failures
+    shrink = min(1.0, _MOST_ATTEMPTS / max(1, attempts))
+    bound = failure_rate_bound(ceil(health.step_failures * shrink), round(attempts * shrink), policy.confidence)
+    if bound > policy.max_failure_rate:
+        return None
+    cause = Cause("failure_rate_bound", bound, policy.max_failure_rate)
+    return (Event.PLAN_DONE if health.step + 1 >= steps else Event.STEP_PROVEN), cause
 
 
 def admission(health: Health, policy: FailbackPolicy) -> float:
     """Return the share of its traffic that the endpoint's state admits, in [0, 1], before any quota."""
     match health.state:
-        case State.EJECTED | State.PROBING:
+        case State.EJECTED | State.PROBING | State.DRAINING:
             return 0.0
         case State.DEGRADED:
             return policy.degraded_share if health.was_doubted else 1.0
         case State.CANARY:
-            return policy.steps[health.step]
+            shares = policy.shares()
+            return shares[min(health.step, len(shares) - 1)] if shares else 1.0
         case _:
             return 1.0

@@ -11,6 +11,8 @@ from routing.health import State
 from routing.model import RouteRequest
 from routing.snapshot import Candidate
 
+_OUT = frozenset({State.EJECTED, State.PROBING, State.DRAINING})
+
 
 class Filter(Protocol):
     """A function that says why a candidate may not serve a request, or "" when it may. Its name goes on record."""
@@ -45,13 +47,13 @@ def beyond_context(candidate: Candidate, request: RouteRequest, now: float) -> s
 def out_of_service(candidate: Candidate, request: RouteRequest, now: float) -> str:  # noqa: ARG001  # the protocol's signature
     """Exclude endpoints that get probes only."""
     state = candidate.facts.state
-    return f"health state is {state.value}" if state in (State.EJECTED, State.PROBING) else ""
+    return f"health state is {state.value}" if state in _OUT else ""
 
 
 def rate_limited(candidate: Candidate, request: RouteRequest, now: float) -> str:  # noqa: ARG001  # the protocol's signature
     """Exclude endpoints whose provider asked to wait."""
-    left_s = candidate.facts.blocked_until - now
-    return f"rate limited for another {left_s:.1f} s" if left_s > 0 else ""
+    until = candidate.facts.blocked_until
+    return f"rate limited until {until:.3f} (unix time)" if until > now else ""
 
 
 REQUEST_FILTERS: tuple[Filter, ...] = (already_tried, lacks_capability, beyond_context)

@@ -11,7 +11,7 @@ from enum import StrEnum
 
 class State(StrEnum):
     """UNKNOWN has not proven itself yet; DEGRADED keeps a small share; PROBING gets probes only; CANARY earns its
-    traffic back.
+    traffic back; DRAINING was taken out by an operator.
     """
 
     UNKNOWN = "unknown"
@@ -20,6 +20,7 @@ class State(StrEnum):
     EJECTED = "ejected"
     PROBING = "probing"
     CANARY = "canary"
+    DRAINING = "draining"
 
 
 class Event(StrEnum):
@@ -31,12 +32,14 @@ class Event(StrEnum):
     LIMITED = "limited"
     FORECAST = "forecast"
     CALM = "calm"
+    VALIDATE = "validate"
     RELIEVED = "relieved"
     EJECTION_OVER = "ejection_over"
-    PROBE_FAILED = "probe_failed"
     PROBES_PASSED = "probes_passed"
     STEP_PROVEN = "step_proven"
     PLAN_DONE = "plan_done"
+    DRAIN = "drain"
+    RESTORE = "restore"
 
 
 class Actor(StrEnum):
@@ -45,6 +48,7 @@ class Actor(StrEnum):
     REFLEX = "reflex"
     FORECAST = "forecast"
     PLAN = "plan"
+    OPERATOR = "operator"
 
 
 _S, _E = State, Event
@@ -60,16 +64,20 @@ TABLE: dict[tuple[State, Event], State] = {
     (_S.ACTIVE, _E.LIMITED): _S.DEGRADED,
     (_S.ACTIVE, _E.FORECAST): _S.DEGRADED,
     (_S.DEGRADED, _E.BREACH): _S.EJECTED,
+    (_S.DEGRADED, _E.SLOW): _S.DEGRADED,
+    (_S.DEGRADED, _E.FORECAST): _S.DEGRADED,
     (_S.DEGRADED, _E.CALM): _S.CANARY,
+    (_S.DEGRADED, _E.VALIDATE): _S.PROBING,
     (_S.DEGRADED, _E.RELIEVED): _S.ACTIVE,
     (_S.EJECTED, _E.EJECTION_OVER): _S.PROBING,
-    (_S.PROBING, _E.PROBE_FAILED): _S.EJECTED,
     (_S.PROBING, _E.PROBES_PASSED): _S.CANARY,
     (_S.CANARY, _E.BREACH): _S.EJECTED,
     (_S.CANARY, _E.SLOW): _S.DEGRADED,
     (_S.CANARY, _E.FORECAST): _S.DEGRADED,
     (_S.CANARY, _E.STEP_PROVEN): _S.CANARY,
     (_S.CANARY, _E.PLAN_DONE): _S.ACTIVE,
+    **{(state, _E.DRAIN): _S.DRAINING for state in _S if state is not _S.DRAINING},
+    (_S.DRAINING, _E.RESTORE): _S.PROBING,
 }
 
 ACTOR_OF: dict[Event, Actor] = {
@@ -79,12 +87,14 @@ ACTOR_OF: dict[Event, Actor] = {
     _E.LIMITED: Actor.REFLEX,
     _E.FORECAST: Actor.FORECAST,
     _E.CALM: Actor.PLAN,
+    _E.VALIDATE: Actor.PLAN,
     _E.RELIEVED: Actor.PLAN,
     _E.EJECTION_OVER: Actor.PLAN,
-    _E.PROBE_FAILED: Actor.PLAN,
     _E.PROBES_PASSED: Actor.PLAN,
     _E.STEP_PROVEN: Actor.PLAN,
     _E.PLAN_DONE: Actor.PLAN,
+    _E.DRAIN: Actor.OPERATOR,
+    _E.RESTORE: Actor.OPERATOR,
 }
 
 
@@ -99,7 +109,7 @@ class Cause:
 
 @dataclass(frozen=True, slots=True)
 class Transition:
-    """One step of one endpoint's machine."""
+    """One step of one endpoint's machine. `note` is what an operator said: who and why."""
 
     time: float
     endpoint_id: str
@@ -107,6 +117,7 @@ class Transition:
     to_state: State
     event: Event
     cause: Cause
+    note: str = ""
 
     @property
     def actor(self) -> Actor:
@@ -118,9 +129,9 @@ class Transition:
 class Health:
     """The machine's state for one endpoint, and the evidence gathered in that state.
 
-    `evidence_from` is the time before which observations no longer count against the endpoint: a return starts with a
-    clean slate. `reasons` are the degrading events that still hold, `was_doubted` tells that one of them was about
-    more than a quota. `ejections` counts recent ejections and sets the length of the next one.
+    `evidence_from`: attempts sent before it no longer count against the endpoint: a return starts with a clean slate.
+    `reasons` are the degrading events that still hold, `was_doubted` tells that one of them was about more than a
+    quota. `relapses` counts recent departures and sets the length of the next one.
     """
 
     endpoint_id: str
@@ -129,21 +140,28 @@ class Health:
     evidence_from: float = 0.0
     reasons: set[Event] = field(default_factory=set)
     was_doubted: bool = False
-    ejections: int = 0
-    ejected_until: float = 0.0
+    relapses: int = 0
     forgiven_at: float = 0.0
+    held_until: float = 0.0
     probes_passed: int = 0
+    probe_failures: int = 0
     probed_at: float = 0.0
+    probe_pending: bool = False
     step: int = 0
     step_since: float = 0.0
     step_successes: int = 0
+    step_failures: int = 0
 
-    def apply(self, event: Event, cause: Cause, now: float) -> Transition | None:
+    def is_settling(self, now: float, settle_s: float) -> bool:
+        """Tell whether a return began less than `settle_s` ago."""
+        return self.evidence_from > 0 and now - self.evidence_from < settle_s
+
+    def apply(self, event: Event, cause: Cause, now: float, note: str = "") -> Transition | None:
         """Move by the table; return the transition, or None when the table lists none."""
         target = TABLE.get((self.state, event))
         if target is None:
             return None
-        transition = Transition(now, self.endpoint_id, self.state, target, event, cause)
+        transition = Transition(now, self.endpoint_id, self.state, target, event, cause, note)
         if target is not self.state:
             self.entered_at = now
         self.state = target

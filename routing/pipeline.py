@@ -1,9 +1,14 @@
 """One decision: filter, order, share, pick. Reads the snapshot and its arguments, nothing else, so any decision can
 be recomputed.
+
+Everything but the pick follows from the snapshot and the shape of the request. That part is a `Plan`, made once per
+snapshot and shape and remembered with the snapshot; a decision then is a look-up and a draw.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
+from math import inf
 
 from routing.errors import UnknownModelError
 from routing.filters import HEALTH_FILTERS, REQUEST_FILTERS, Filter
@@ -11,6 +16,8 @@ from routing.health import State
 from routing.model import Catalogue, RouteRequest
 from routing.pickers import PICKER_OF, pick
 from routing.snapshot import Candidate, Facts, Snapshot
+
+_MOST_PLANS = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,27 +33,49 @@ class Considered:
 
 
 @dataclass(frozen=True, slots=True)
-class Decision:
-    """Where one attempt goes, and everything that led there.
+class Plan:
+    """What one snapshot means for one shape of request from `valid_from` until `valid_until`.
 
-    `considered` lists eligible candidates first, in the order they would be tried. `panic` tells that the health
-    filters left nobody and were set aside. `chosen` is None when no endpoint may serve; `retry_after_s` then says
-    when a rate limit ends, if that is the cause.
+    `considered` lists eligible candidates first, in the order they would be tried, then the excluded ones; `cumulative`
+    are the running sums of the eligible ones' shares. `panic` tells that the health filters left nobody and were set
+    aside. Without an eligible candidate, `cumulative` is empty, and `free_at` says when a rate limit ends, if that is
+    the cause.
     """
+
+    considered: tuple[Considered, ...]
+    cumulative: tuple[float, ...]
+    panic: bool
+    free_at: float | None
+    valid_from: float
+    valid_until: float
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """Where one attempt goes, and everything that led there. `chosen` is None when no endpoint may serve."""
 
     snapshot_version: int
     request: RouteRequest
     time: float
     draw: float
     chosen: Candidate | None
-    considered: tuple[Considered, ...]
-    panic: bool
-    retry_after_s: float | None
+    propensity: float
+    plan: Plan
 
     @property
-    def propensity(self) -> float:
-        """The probability with which the chosen candidate was drawn; 0 without one."""
-        return next((c.share for c in self.considered if c.candidate is self.chosen), 0.0)
+    def considered(self) -> tuple[Considered, ...]:
+        """All candidates: eligible ones first, then the excluded ones with their reasons."""
+        return self.plan.considered
+
+    @property
+    def panic(self) -> bool:
+        """No endpoint was healthy, so the best of the others serves."""
+        return self.plan.panic
+
+    @property
+    def retry_after_s(self) -> float | None:
+        """Seconds until the first rate limit ends, when rate limits are why nobody may serve."""
+        return None if self.plan.free_at is None else max(0.0, self.plan.free_at - self.time)
 
 
 def _exclude(filters: Sequence[Filter], candidate: Candidate, request: RouteRequest, now: float) -> Considered | None:
@@ -57,20 +86,87 @@ def _exclude(filters: Sequence[Filter], candidate: Candidate, request: RouteRequ
     return None
 
 
-def _prefer(ranked: list[Candidate], request: RouteRequest) -> list[Candidate]:
-    """Move what the caller or the session prefers to the front, if it is in good health. Stable otherwise."""
-    if not request.preferred_provider and not request.affine_endpoint:
-        return ranked
+def _preference(candidate: Candidate, request: RouteRequest) -> int:
+    """Return 0 for what the caller prefers, 1 for what the session prefers, 2 for all others and whatever is not
+    well.
+    """
+    if candidate.facts.state not in (State.ACTIVE, State.UNKNOWN):
+        return 2
+    endpoint = candidate.facts.endpoint
+    if request.preferred_provider:
+        return 0 if endpoint.provider == request.preferred_provider else 2
+    return 1 if request.affine_endpoint and endpoint.id == request.affine_endpoint else 2
 
-    def rank(candidate: Candidate) -> int:
-        if candidate.facts.state not in (State.ACTIVE, State.UNKNOWN):
-            return 2
-        endpoint = candidate.facts.endpoint
-        if request.preferred_provider:
-            return 0 if endpoint.provider == request.preferred_provider else 2
-        return 1 if endpoint.id == request.affine_endpoint else 2
 
-    return sorted(ranked, key=rank)
+def _despair(out: Considered) -> tuple[bool, float]:
+    """Order candidates that are all out of service: those on their way back first, then by what they last answered."""
+    facts = out.candidate.facts
+    return facts.state is not State.PROBING, facts.error_rate
+
+
+def make_plan(snapshot: Snapshot, request: RouteRequest, now: float) -> Plan:
+    """Return what the snapshot means for requests of this shape. Raises UnknownModelError."""
+    rankings = snapshot.rankings.get(request.model)
+    if rankings is None:
+        raise UnknownModelError(request.model, sorted(snapshot.rankings))
+    eligible: list[Candidate] = []
+    unhealthy: list[Considered] = []
+    excluded: list[Considered] = []
+    valid_from, valid_until = -inf, inf
+    for candidate in rankings[request.objective]:
+        if candidate.facts.blocked_until > now:
+            valid_until = min(valid_until, candidate.facts.blocked_until)
+        else:
+            valid_from = max(valid_from, candidate.facts.blocked_until)
+        if out := _exclude(REQUEST_FILTERS, candidate, request, now):
+            excluded.append(out)
+        elif out := _exclude(HEALTH_FILTERS, candidate, request, now):
+            unhealthy.append(out)
+        else:
+            eligible.append(candidate)
+
+    panic, free_at = not eligible and bool(unhealthy), None
+    if panic:
+        # A provider that asked for patience is left in peace: sending it more would only prolong the limit. What an
+        # operator took out stays out.
+        willing = [
+            out
+            for out in unhealthy
+            if out.candidate.facts.blocked_until <= now and out.candidate.facts.state is not State.DRAINING
+        ]
+        eligible = [out.candidate for out in sorted(willing, key=_despair)]
+        unhealthy = [out for out in unhealthy if out not in willing]
+        waits = [out.candidate.facts.blocked_until for out in unhealthy if out.candidate.facts.blocked_until > now]
+        free_at = min(waits, default=None) if not eligible else None
+    excluded += unhealthy
+    if not eligible:
+        return Plan(tuple(excluded), (), panic, free_at, valid_from, valid_until)
+
+    preferences = [_preference(candidate, request) for candidate in eligible]
+    ranked = [eligible[i] for i in sorted(range(len(eligible)), key=preferences.__getitem__)]
+    favoured = sum(preference < 2 for preference in preferences)
+    shares = PICKER_OF[request.objective].shares(ranked, request.objective, favoured)
+    considered = (*(Considered(c, share) for c, share in zip(ranked, shares, strict=True)), *excluded)
+    return Plan(considered, tuple(accumulate(shares)), panic, None, valid_from, valid_until)
+
+
+def _plan_of(snapshot: Snapshot, request: RouteRequest, now: float) -> Plan:
+    # An estimate of the input's size shapes the plan only where a context window could be too small for it.
+    key = (
+        request.model,
+        request.objective,
+        request.needs,
+        request.preferred_provider,
+        request.affine_endpoint,
+        request.excluded,
+        request.input_tokens if request.input_tokens > snapshot.smallest_window(request.model) else 0,
+    )
+    plan: Plan | None = snapshot.plans.get(key)
+    if plan is None or not plan.valid_from <= now < plan.valid_until:
+        plan = make_plan(snapshot, request, now)
+        if len(snapshot.plans) < _MOST_PLANS:
+            snapshot.plans[key] = plan
+    return plan
 
 
 def decide(snapshot: Snapshot, request: RouteRequest, now: float, draw: float) -> Decision:
@@ -79,37 +175,14 @@ def decide(snapshot: Snapshot, request: RouteRequest, now: float, draw: float) -
     `draw` is a uniform number in [0, 1). Raises UnknownModelError when the snapshot has no such model. A decision
     without an eligible endpoint is returned, not raised: its `considered` says why each was excluded.
     """
-    rankings = snapshot.rankings.get(request.model)
-    if rankings is None:
-        raise UnknownModelError(request.model, sorted(snapshot.rankings))
-    eligible: list[Candidate] = []
-    unhealthy: list[Considered] = []
-    excluded: list[Considered] = []
-    for candidate in rankings[request.objective]:
-        if out := _exclude(REQUEST_FILTERS, candidate, request, now):
-            excluded.append(out)
-        elif out := _exclude(HEALTH_FILTERS, candidate, request, now):
-            unhealthy.append(out)
-        else:
-            eligible.append(candidate)
+    return _drawn(snapshot.version, _plan_of(snapshot, request, now), request, now, draw)
 
-    panic = not eligible and bool(unhealthy)
-    retry_after_s = None
-    if panic:
-        # A provider that asked for patience is left in peace: sending it more would only prolong the limit.
-        eligible = [out.candidate for out in unhealthy if out.candidate.facts.blocked_until <= now]
-        if not eligible:
-            retry_after_s = min(out.candidate.facts.blocked_until for out in unhealthy) - now
-        unhealthy = [out for out in unhealthy if out.candidate.facts.blocked_until > now]
-    excluded += unhealthy
-    if not eligible:
-        return Decision(snapshot.version, request, now, draw, None, tuple(excluded), panic, retry_after_s)
 
-    ranked = _prefer(eligible, request)
-    shares = PICKER_OF[request.objective].shares(ranked, request.objective)
-    considered = [Considered(c, share) for c, share in zip(ranked, shares, strict=True)]
-    chosen = ranked[pick(shares, draw)]
-    return Decision(snapshot.version, request, now, draw, chosen, (*considered, *excluded), panic, None)
+def _drawn(version: int, plan: Plan, request: RouteRequest, now: float, draw: float) -> Decision:
+    if not plan.cumulative:
+        return Decision(version, request, now, draw, None, 0.0, plan)
+    chosen = plan.considered[pick(plan.cumulative, draw)]
+    return Decision(version, request, now, draw, chosen.candidate, chosen.share, plan)
 
 
 def in_order(catalogue: Catalogue, request: RouteRequest, now: float) -> Decision:
@@ -119,11 +192,11 @@ def in_order(catalogue: Catalogue, request: RouteRequest, now: float) -> Decisio
     """
     considered = []
     for endpoint in catalogue.endpoints_for(request.model):
-        facts = Facts(endpoint, State.UNKNOWN, 1.0, 0.0, 0.0, None, 1.0, 0, None)
-        candidate = Candidate(facts, 1.0, {})
+        candidate = Candidate(Facts(endpoint, State.UNKNOWN, 1.0, 0.0, 0.0, None, 1.0, 0, None), 1.0, {})
         considered.append(_exclude(REQUEST_FILTERS, candidate, request, now) or Considered(candidate, 0.0))
     considered.sort(key=lambda c: bool(c.exclusion))
-    chosen = considered[0].candidate if not considered[0].exclusion else None
-    if chosen is not None:
-        considered[0] = Considered(chosen, 1.0)
-    return Decision(0, request, now, 0.0, chosen, tuple(considered), panic=True, retry_after_s=None)
+    cumulative: tuple[float, ...] = ()
+    if not considered[0].exclusion:
+        considered[0] = Considered(considered[0].candidate, 1.0)
+        cumulative = tuple(accumulate(c.share for c in considered if not c.exclusion))
+    return _drawn(0, Plan(tuple(considered), cumulative, True, None, -inf, inf), request, now, 0.0)

@@ -4,6 +4,9 @@ Times are seconds, rates and shares are fractions in [0, 1].
 """
 
 from dataclasses import dataclass, fields
+from enum import StrEnum
+from itertools import pairwise
+from math import ceil, inf
 
 from routing.errors import PolicyError
 
@@ -13,73 +16,115 @@ def _check(condition: bool, owner: object, name: str, expected: str) -> None:
         raise PolicyError(name, getattr(owner, name), expected)
 
 
+def _check_counts(owner: object, *names: str) -> None:
+    for name in names:
+        value = getattr(owner, name)
+        _check(isinstance(value, int) and value >= 1, owner, name, "an integer of 1 or more")
+
+
+def _check_positive(owner: object, *names: str) -> None:
+    for name in names:
+        _check(0 < getattr(owner, name) < inf, owner, name, "a positive number of seconds")
+
+
 @dataclass(frozen=True, slots=True)
 class ReflexPolicy:
     """When observations alone take traffic away, and for how long.
 
-    An endpoint is ejected at once on a hard failure, on `consecutive_failures` in a row, or when at least
-    `min_attempts` of the last 15 s show an error rate of `error_rate`. It is degraded when its latency is
-    `latency_ratio` times its own baseline, or when `min_hanging` attempts have waited for a first byte longer than
-    `hang_ratio` times its 95th percentile (never less than `hang_floor_s`). An ejection lasts `ejection_s`, doubled
-    each time up to `max_ejection_s`; a quiet `forgive_s` takes one doubling back.
+    An endpoint is ejected when the evidence that it fails `failing_rate` of its attempts, rather than its own normal
+    rate (`normal_rate` at least), is so strong that chance would produce it once per `false_alarm_every_s` (see
+    `detector.py`); at once when it cannot be reached and has served nothing for `silence_s`. It is degraded when its
+    latency is `latency_ratio` times its own baseline and `latency_z` standard errors above it over at least
+    `min_latency_samples`, or when `min_hanging` attempts have waited for a first byte longer than `hang_ratio` times
+    its 95th percentile (never less than `hang_floor_s`). An ejection lasts `ejection_s`, doubled with each relapse up
+    to `max_ejection_s`; `forgive_s` without one takes a doubling back.
     """
 
-    consecutive_failures: int = 3
-    error_rate: float = 0.5
-    min_attempts: int = 5
+    failing_rate: float = 0.3
+    normal_rate: float = 0.02
+    false_alarm_every_s: float = 3600.0
+    silence_s: float = 2.0
     latency_ratio: float = 3.0
+    latency_z: float = 4.0
     min_latency_samples: int = 5
     hang_ratio: float = 4.0
     hang_floor_s: float = 1.0
     min_hanging: int = 2
     ejection_s: float = 5.0
     max_ejection_s: float = 300.0
-    forgive_s: float = 300.0
+    forgive_s: float = 120.0
 
     def __post_init__(self) -> None:
-        for name in ("consecutive_failures", "min_attempts", "min_latency_samples", "min_hanging"):
-            _check(getattr(self, name) >= 1, self, name, "an integer of 1 or more")
-        _check(0 < self.error_rate <= 1, self, "error_rate", "a fraction in (0, 1]")
+        _check_counts(self, "min_latency_samples", "min_hanging")
+        _check_positive(self, "false_alarm_every_s", "silence_s", "hang_floor_s", "ejection_s", "forgive_s")
+        _check(0 < self.normal_rate < 1, self, "normal_rate", "a fraction in (0, 1)")
+        expected = f"a fraction of at least twice normal_rate ({self.normal_rate}) and below 1"
+        _check(2 * self.normal_rate <= self.failing_rate < 1, self, "failing_rate", expected)
         for name in ("latency_ratio", "hang_ratio"):
-            _check(getattr(self, name) > 1, self, name, "a ratio above 1")
-        for name in ("hang_floor_s", "ejection_s", "forgive_s"):
-            _check(getattr(self, name) > 0, self, name, "a positive number of seconds")
-        _check(
-            self.max_ejection_s >= self.ejection_s, self, "max_ejection_s", f"at least ejection_s ({self.ejection_s})"
-        )
+            _check(1 < getattr(self, name) < inf, self, name, "a ratio above 1")
+        _check(0 <= self.latency_z < inf, self, "latency_z", "0 or more standard errors")
+        expected = f"at least ejection_s ({self.ejection_s})"
+        _check(self.ejection_s <= self.max_ejection_s < inf, self, "max_ejection_s", expected)
+
+
+class FailbackKind(StrEnum):
+    """How traffic returns: CANARY in few steps, GRADUAL in many small ones, BLUE_GREEN all at once after more
+    probes.
+    """
+
+    CANARY = "canary"
+    GRADUAL = "gradual"
+    BLUE_GREEN = "blue_green"
 
 
 @dataclass(frozen=True, slots=True)
 class FailbackPolicy:
-    """How traffic returns: probes first, then canary steps that each need evidence and time.
+    """How traffic returns: probes first, then steps that each need evidence and time.
 
-    `probe_successes` probes in a row open the canary. Each step admits its share of the endpoint's traffic and needs
-    `step_successes` successes over at least `step_s` without a breach. `degraded_share` is what a degraded endpoint
-    keeps, so that evidence keeps coming, and `min_hold_s` is the shortest stay there. `probe_interval_s` spaces the
-    probes of one endpoint.
+    `probe_successes` probes in a row begin the return (`validation_probes` for BLUE_GREEN). Probes of one endpoint
+    are `probe_interval_s` apart, and further apart with each failure up to `max_probe_interval_s`. A CANARY step
+    admits its share of the endpoint's traffic (`steps`), a GRADUAL one `ramp_step` more than the last. A step needs
+    `step_s` and outcomes that put the failure rate below `max_failure_rate` with `confidence` (exact binomial bound).
+    `degraded_share` is what a degraded endpoint keeps, so that evidence keeps coming, and `min_hold_s` its shortest
+    stay there, doubled with each relapse up to `max_hold_s`.
     """
 
+    kind: FailbackKind = FailbackKind.CANARY
     probe_interval_s: float = 2.0
+    max_probe_interval_s: float = 15.0
     probe_successes: int = 2
+    validation_probes: int = 5
     steps: tuple[float, ...] = (0.1, 0.3, 0.6)
-    step_successes: int = 5
+    ramp_step: float = 0.05
     step_s: float = 5.0
+    max_failure_rate: float = 0.3
+    confidence: float = 0.8
     degraded_share: float = 0.1
     min_hold_s: float = 15.0
+    max_hold_s: float = 300.0
 
     def __post_init__(self) -> None:
-        for name in ("probe_successes", "step_successes"):
-            _check(getattr(self, name) >= 1, self, name, "an integer of 1 or more")
-        for name in ("probe_interval_s", "step_s", "min_hold_s"):
-            _check(getattr(self, name) > 0, self, name, "a positive number of seconds")
-        _check(0 < self.degraded_share < 1, self, "degraded_share", "a fraction in (0, 1)")
-        rising = all(low < high for low, high in zip(self.steps, self.steps[1:], strict=False))
-        _check(
-            bool(self.steps) and rising and self.steps[0] > 0 and self.steps[-1] < 1,
-            self,
-            "steps",
-            "rising fractions in (0, 1)",
-        )
+        _check_counts(self, "probe_successes", "validation_probes")
+        _check_positive(self, "probe_interval_s", "max_probe_interval_s", "step_s", "min_hold_s", "max_hold_s")
+        for name in ("degraded_share", "max_failure_rate", "confidence", "ramp_step"):
+            _check(0 < getattr(self, name) < 1, self, name, "a fraction in (0, 1)")
+        rising = all(low < high for low, high in pairwise(self.steps))
+        within = bool(self.steps) and self.steps[0] > 0 and self.steps[-1] < 1
+        _check(rising and within, self, "steps", "rising fractions in (0, 1)")
+
+    def shares(self) -> tuple[float, ...]:
+        """Return the share of each step of a return, rising; empty when all traffic comes at once."""
+        match self.kind:
+            case FailbackKind.CANARY:
+                return self.steps
+            case FailbackKind.GRADUAL:
+                return tuple(self.ramp_step * i for i in range(1, ceil(1 / self.ramp_step)))
+            case FailbackKind.BLUE_GREEN:
+                return ()
+
+    def probes_needed(self) -> int:
+        """Return how many probes in a row begin a return."""
+        return self.validation_probes if self.kind is FailbackKind.BLUE_GREEN else self.probe_successes
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,19 +133,22 @@ class ForecastPolicy:
 
     Risk at or above `threshold` degrades an endpoint, risk below `threshold × exit_ratio` lets it return. A
     `threshold` of None means the one the model's own manifest recommends. A forecast older than `max_age_s` is not
-    acted on.
+    acted on, and none is for `settle_s` after an endpoint's return began: what the forecast looks at still holds the
+    trouble that is over, and the reflex guards the return.
     """
 
     threshold: float | None = None
     exit_ratio: float = 0.5
     max_age_s: float = 5.0
+    settle_s: float = 15.0
 
     def __post_init__(self) -> None:
         _check(
             self.threshold is None or 0 < self.threshold < 1, self, "threshold", "a probability in (0, 1), or nothing"
         )
         _check(0 < self.exit_ratio <= 1, self, "exit_ratio", "a fraction in (0, 1]")
-        _check(self.max_age_s > 0, self, "max_age_s", "a positive number of seconds")
+        _check_positive(self, "max_age_s")
+        _check(0 <= self.settle_s < inf, self, "settle_s", "0 or more seconds")
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,9 +170,8 @@ class AttemptPolicy:
     reserve_s: float = 30.0
 
     def __post_init__(self) -> None:
-        _check(self.max_attempts >= 1, self, "max_attempts", "an integer of 1 or more")
-        for name in ("deadline_s", "connect_timeout_s", "ttft_timeout_s", "reply_timeout_s", "stall_timeout_s"):
-            _check(getattr(self, name) > 0, self, name, "a positive number of seconds")
+        _check_counts(self, "max_attempts")
+        _check_positive(self, "deadline_s", "connect_timeout_s", "ttft_timeout_s", "reply_timeout_s", "stall_timeout_s")
         _check(
             0 <= self.reserve_s < self.deadline_s,
             self,

@@ -24,13 +24,16 @@ class Quota:
     _share: float = 1.0
 
     def limited(self, now: float, retry_after_s: float | None) -> None:
-        """A 429 arrived. Answers to requests sent before the pause began do not lengthen or deepen it."""
+        """A 429 arrived. During a pause, only a longer Retry-After counts: the requests were sent before it began."""
+        asked_s = None if retry_after_s is None else min(max(retry_after_s, 0.0), _MAX_RETRY_AFTER_S)
         if now < self.blocked_until:
+            self.blocked_until = max(self.blocked_until, now + (asked_s or 0.0))
             return
-        pause = self.pause_s if retry_after_s is None else min(max(retry_after_s, 0.0), _MAX_RETRY_AFTER_S)
         self._share = max(_FLOOR, self.share(now) * _DECREASE)
-        self.blocked_until = now + pause
-        self.pause_s = min(self.pause_s * 2, _MAX_PAUSE_S)
+        if asked_s is None:
+            asked_s = self.pause_s
+            self.pause_s = min(self.pause_s * 2, _MAX_PAUSE_S)
+        self.blocked_until = now + asked_s
 
     def succeeded(self, now: float) -> None:
         """A request was served again: the next pause without a Retry-After starts short."""

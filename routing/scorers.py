@@ -26,13 +26,13 @@ class Scorer(Protocol):
 
 
 class Reliability:
-    """Share of judged attempts of the last minute that succeeded; an endpoint that is out scores 0."""
+    """Share of judged attempts of the last minute that succeeded; an endpoint that is out of service scores 0."""
 
     name = "reliability"
 
     def score(self, facts: Facts, peers: Sequence[Facts]) -> float:  # noqa: ARG002  # the protocol's signature
-        """Return 1 − error rate, or 0 when ejected or probing."""
-        return 0.0 if facts.state in (State.EJECTED, State.PROBING) else 1.0 - facts.error_rate
+        """Return 1 − error rate, or 0 when ejected, probing or draining."""
+        return 0.0 if facts.state in (State.EJECTED, State.PROBING, State.DRAINING) else 1.0 - facts.error_rate
 
 
 class ForecastRisk:

@@ -5,6 +5,8 @@ at most the relative accuracy. Slots of equal length rotate, so that old values 
 """
 
 from array import array
+from bisect import bisect_right
+from itertools import accumulate
 from math import ceil, log
 
 _ACCURACY = 0.05
@@ -15,45 +17,45 @@ _BUCKETS = ceil(log(600.0 / _SMALLEST_S) / _LOG_GAMMA) + 1
 
 
 class QuantileSketch:
-    """Quantiles of positive durations in seconds, 1 ms to 600 s, within 5 %, over `slots × slot_s` seconds. Reads do
-    not mutate.
+    """Quantiles of positive durations in seconds, 1 ms to 600 s, within 5 %, over `slots` × `slot_s` seconds.
+
+    Reads do not mutate.
     """
 
-    __slots__ = ("_counts", "_newest", "_slot_s", "_slots")
+    __slots__ = ("_merged", "_newest", "_slot_s", "_slots")
 
     def __init__(self, slots: int = 5, slot_s: float = 60.0) -> None:
-        self._slots = slots
+        self._slots = [_empty() for _ in range(slots)]
         self._slot_s = slot_s
-        self._counts = array("I", bytes(4 * slots * _BUCKETS))
+        self._merged = _empty()
         self._newest = -1
 
     def add(self, value_s: float, now: float) -> None:
         """Count one value at time `now`. A time before the newest slot counts in the newest."""
         slot = int(now / self._slot_s)
         if slot > self._newest:
-            for stale in range(max(self._newest + 1, slot - self._slots + 1), slot + 1):
-                start = (stale % self._slots) * _BUCKETS
-                self._counts[start : start + _BUCKETS] = array("I", bytes(4 * _BUCKETS))
+            for stale in range(max(self._newest + 1, slot - len(self._slots) + 1), slot + 1):
+                self._slots[stale % len(self._slots)] = _empty()
             self._newest = slot
-        bucket = ceil(log(value_s / _SMALLEST_S) / _LOG_GAMMA) if value_s > _SMALLEST_S else 0
-        self._counts[(self._newest % self._slots) * _BUCKETS + min(bucket, _BUCKETS - 1)] += 1
+            self._merged = self._sum(slot)
+        bucket = min(ceil(log(value_s / _SMALLEST_S) / _LOG_GAMMA), _BUCKETS - 1) if value_s > _SMALLEST_S else 0
+        self._slots[self._newest % len(self._slots)][bucket] += 1
+        self._merged[bucket] += 1
+
+    def _sum(self, slot: int) -> "array[int]":
+        """Add up the slots that are still within the span when `slot` is the current one."""
+        live = [self._slots[s % len(self._slots)] for s in range(max(0, slot - len(self._slots) + 1), self._newest + 1)]
+        return array("I", map(sum, zip(*live, strict=True))) if live else _empty()
 
     def quantile(self, fraction: float, now: float) -> float | None:
         """Return the quantile in seconds over the slots still within the span at `now`, or None without values."""
         slot = int(now / self._slot_s)
-        merged = [0] * _BUCKETS
-        for live in range(max(0, slot - self._slots + 1), self._newest + 1):
-            start = (live % self._slots) * _BUCKETS
-            for bucket, count in enumerate(self._counts[start : start + _BUCKETS]):
-                if count:
-                    merged[bucket] += count
-        total = sum(merged)
-        if not total:
+        running = list(accumulate(self._merged if slot <= self._newest else self._sum(slot)))
+        if not running[-1]:
             return None
-        rank = fraction * (total - 1)
-        seen = 0
-        for bucket, count in enumerate(merged):
-            seen += count
-            if seen > rank:
-                return _SMALLEST_S * 2 * _GAMMA**bucket / (1 + _GAMMA)
-        raise AssertionError("unreachable: the rank lies within the total")
+        bucket = bisect_right(running, fraction * (running[-1] - 1))
+        return _SMALLEST_S * 2 * _GAMMA**bucket / (1 + _GAMMA)
+
+
+def _empty() -> "array[int]":
+    return array("I", bytes(4 * _BUCKETS))

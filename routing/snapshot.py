@@ -1,7 +1,8 @@
 """Everything a decision reads, immutable and versioned. It is swapped whole; a patch shares what did not change."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from routing.health import State
 from routing.model import Endpoint, Objective
@@ -49,7 +50,13 @@ class Snapshot:
     rankings: Mapping[str, Mapping[Objective, tuple[Candidate, ...]]]
     forecaster: str
     threshold: float | None
+    windows: Mapping[str, float] = field(default_factory=dict)
+    plans: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
 
     def candidates(self, model: str) -> tuple[Candidate, ...]:
         """Return the model's candidates in configured order; empty for an unknown model."""
         return self.rankings[model][Objective.ORDERED] if model in self.rankings else ()
+
+    def smallest_window(self, model: str) -> float:
+        """Return the smallest known context window of the model in tokens; 0 for a model without an entry."""
+        return self.windows.get(model, 0.0)

@@ -8,8 +8,10 @@ may interleave.
 
 from array import array
 from collections.abc import Sequence
+from dataclasses import dataclass
 from enum import IntEnum
-from math import exp, log, sqrt
+from math import exp, inf, log, sqrt
+from operator import sub
 
 from routing.outcomes import TRAITS, Outcome, Signal
 from routing.sketch import QuantileSketch
@@ -17,6 +19,8 @@ from routing.sketch import QuantileSketch
 SECONDS = 300
 MINUTES = 60
 _MIN_BASELINE = 20
+_SHORTEST_S = 1e-4
+_LOG_SLOW = log(2.5)
 
 
 class Counter(IntEnum):
@@ -86,6 +90,22 @@ class _Ring:
         return self._rows[start : start + _WIDTH]
 
 
+@dataclass(frozen=True, slots=True)
+class LatencyShift:
+    """Current latency against the endpoint's own normal.
+
+    `ratio`: geometric mean over both channels, each against its own baseline; `samples`: values it rests on;
+    `standard_error`: of its logarithm, by the baseline's spread.
+    """
+
+    ratio: float
+    samples: float
+    standard_error: float
+
+
+NO_SHIFT = LatencyShift(1.0, 0.0, 0.0)
+
+
 class Sums:
     """Counts over one window, and what follows from them."""
 
@@ -131,17 +151,35 @@ class Sums:
         return sqrt(max(0.0, self._values[first + 2] / n - mean * mean))
 
 
+class Latency:
+    """The two latency channels: their counters, recent quantiles, and the attempts that still wait for their first
+    byte.
+    """
+
+    __slots__ = ("first", "quantiles", "waiting")
+
+    def __init__(self, first: Counter) -> None:
+        self.first = first
+        self.quantiles = QuantileSketch()
+        self.waiting: dict[str, float] = {}
+
+
 class Window:
-    """The recent past of one endpoint. About 50 KB; times are seconds on any steady clock."""
+    """The recent past of one endpoint, about 90 KiB; times are seconds on any steady clock.
+
+    What is derived from seconds that are over is kept until the next second begins; no read changes an answer.
+    """
 
     __slots__ = (
-        "_latency",
+        "_baseline",
+        "_baseline_key",
         "_minutes",
+        "_reply",
         "_seconds",
+        "_started",
         "_totals",
-        "_waiting",
+        "_ttft",
         "consecutive_failures",
-        "in_flight",
         "last_at",
         "last_ok_at",
     )
@@ -150,12 +188,19 @@ class Window:
         self._totals = array("d", bytes(_ROW_BYTES))
         self._seconds = _Ring(SECONDS)
         self._minutes = _Ring(MINUTES)
-        self._latency = QuantileSketch()
-        self._waiting: dict[str, float] = {}
-        self.in_flight = 0
+        self._ttft = Latency(Counter.TTFT_N)
+        self._reply = Latency(Counter.REPLY_N)
+        self._started: dict[str, float] = {}
+        self._baseline = Sums(self._totals[:])
+        self._baseline_key = (-1, -1.0)
         self.consecutive_failures = 0
         self.last_at = 0.0
-        self.last_ok_at = 0.0
+        self.last_ok_at = -inf
+
+    @property
+    def in_flight(self) -> int:
+        """Attempts that have not ended."""
+        return len(self._started)
 
     def _advance(self, now: float) -> None:
         second = int(now)
@@ -166,16 +211,17 @@ class Window:
                 self._minutes.advance(minute, self._totals)
         self.last_at = max(self.last_at, now)
 
-    def started(self, attempt_id: str, now: float) -> None:
-        """An attempt was sent."""
+    def started(self, attempt_id: str, now: float, *, streamed: bool = True) -> None:
+        """An attempt was sent; `streamed` tells whether its first byte comes before the whole reply."""
         self._advance(now)
         self._totals[Counter.STARTED] += 1
-        self._waiting[attempt_id] = now
-        self.in_flight += 1
+        self._started[attempt_id] = now
+        (self._ttft if streamed else self._reply).waiting[attempt_id] = now
 
     def first_byte(self, attempt_id: str) -> None:
         """The attempt's first byte of payload arrived: it hangs no longer."""
-        self._waiting.pop(attempt_id, None)
+        self._ttft.waiting.pop(attempt_id, None)
+        self._reply.waiting.pop(attempt_id, None)
 
     def finished(
         self,
@@ -187,14 +233,21 @@ class Window:
         reply_s: float | None = None,
         output_tokens: int = 0,
         generation_s: float = 0.0,
-    ) -> None:
-        """An attempt ended. A latency counts only with a success: a fast failure must not look fast.
+    ) -> float:
+        """An attempt ended; return when it was sent (`now` for one that is not known).
 
-        `ttft_s` is a stream's time to its first byte, `reply_s` the time to a whole reply; give one of them.
+        A latency counts only with a success: a fast failure must not look fast. `ttft_s` is a stream's time to its
+        first byte, `reply_s` the time to a whole reply; give one of them. Raises ValueError for a value that is not
+        finite, and counts nothing then.
         """
+        value_s = reply_s if ttft_s is None else ttft_s
+        if not (0 <= (value_s or 0.0) < inf and 0 <= generation_s < inf and 0 <= output_tokens < inf):
+            raise ValueError(
+                f"attempt {attempt_id!r}: expected finite values of 0 or more, got {value_s}, {generation_s}"
+            )
         self._advance(now)
-        self._waiting.pop(attempt_id, None)
-        self.in_flight = max(0, self.in_flight - 1)
+        self.first_byte(attempt_id)
+        started = self._started.pop(attempt_id, now)
         totals = self._totals
         totals[COUNTER_OF[outcome]] += 1
         signal = TRAITS[outcome].signal
@@ -203,25 +256,24 @@ class Window:
         elif signal is Signal.SUCCESS:
             self.consecutive_failures = 0
             self.last_ok_at = max(self.last_ok_at, now)
-            if ttft_s is not None:
-                self._add_latency(Counter.TTFT_N, ttft_s, now)
-            elif reply_s is not None:
-                self._add_latency(Counter.REPLY_N, reply_s, now)
+            if value_s is not None:
+                self._add_latency(self._reply if ttft_s is None else self._ttft, max(value_s, _SHORTEST_S), now)
             totals[Counter.OUTPUT_TOKENS] += output_tokens
             totals[Counter.GENERATION_S] += generation_s
+        return started
 
-    def _add_latency(self, first: Counter, value_s: float, now: float) -> None:
-        value = log(max(value_s, 1e-4))
+    def _add_latency(self, channel: Latency, value_s: float, now: float) -> None:
+        first, value, totals = channel.first, log(value_s), self._totals
         baseline = self.baseline(now)
-        if baseline[first] and value - baseline.mean_log(first) > log(2.5):
-            self._totals[Counter.SLOW] += 1
-        self._totals[first] += 1
-        self._totals[first + 1] += value
-        self._totals[first + 2] += value * value
-        self._latency.add(max(value_s, 1e-4), now)
+        if baseline[first] and value - baseline.mean_log(first) > _LOG_SLOW:
+            totals[Counter.SLOW] += 1
+        totals[first] += 1
+        totals[first + 1] += value
+        totals[first + 2] += value * value
+        channel.quantiles.add(value_s, now)
 
     def sums(self, now: float, span_s: int) -> Sums:
-        """Return the counts over the last `span_s` (1 to 300) whole seconds and the current one."""
+        """Return the counts over the current second and the `span_s` − 1 before it (1 to 300)."""
         return self._between(self._seconds.at(int(now) - span_s, self._totals), self._totals)
 
     def hour(self, now: float) -> Sums:
@@ -229,12 +281,18 @@ class Window:
         return self._between(self._minutes.at(int(now) // 60 - MINUTES, self._totals), self._totals)
 
     def baseline(self, now: float) -> Sums:
-        """Return the endpoint's own normal: the last 30 minutes without the newest five.
+        """Return the endpoint's own normal: the last 30 minutes without the newest five, to the minute.
 
         While that holds fewer than 20 latency values, the newest minute is left out instead, then the newest 15 s, so
-        that a young endpoint is compared with its oldest evidence.
+        that a young endpoint is compared with its oldest evidence; empty while even that has fewer.
         """
-        second = int(now)
+        # It rests on seconds that are over: it can change only when another second or a closed one begins.
+        key = (int(now), self._seconds.newest)
+        if key != self._baseline_key:
+            self._baseline, self._baseline_key = self._make_baseline(int(now)), key
+        return self._baseline
+
+    def _make_baseline(self, second: int) -> Sums:
         oldest = self._minutes.at(second // 60 - 30, self._totals)
         values = self._between(oldest, self._minutes.at(second // 60 - 5, self._totals))
         for left_out_s in (60, 15):
@@ -245,35 +303,35 @@ class Window:
 
     @staticmethod
     def _between(older: "array[float]", newer: "array[float]") -> Sums:
-        return Sums([b - a for a, b in zip(older, newer, strict=True)])
+        return Sums(list(map(sub, newer, older)))
 
-    def latency_shift(self, now: float, span_s: int) -> tuple[float, float]:
-        """Return (ratio of current latency to the baseline, values it rests on) over the last `span_s` seconds.
-
-        The ratio is the geometric mean over both channels, each against its own baseline; 1.0 when either side has no
-        values.
-        """
+    def latency_shift(self, now: float, span_s: int) -> LatencyShift:
+        """Return how current latency compares with the endpoint's own normal over the last `span_s` seconds."""
         current, baseline = self.sums(now, span_s), self.baseline(now)
-        weight = shift = 0.0
+        weight = shift = variance = 0.0
         for first in (Counter.TTFT_N, Counter.REPLY_N):
-            if current[first] and baseline[first]:
-                weight += current[first]
-                shift += current[first] * (current.mean_log(first) - baseline.mean_log(first))
-        return (exp(shift / weight), weight) if weight else (1.0, 0.0)
+            if current[first] and baseline[first] >= _MIN_BASELINE:
+                n = current[first]
+                weight += n
+                shift += n * (current.mean_log(first) - baseline.mean_log(first))
+                variance += n * baseline.spread(first) ** 2
+        if not weight:
+            return NO_SHIFT
+        return LatencyShift(exp(shift / weight), weight, sqrt(variance) / weight)
 
-    def latency_quantile(self, fraction: float, now: float) -> float | None:
-        """Return a latency quantile in seconds over the last five minutes, both channels together."""
-        return self._latency.quantile(fraction, now)
+    def latency_quantile(self, fraction: float, now: float, *, streamed: bool = True) -> float | None:
+        """Return a quantile over the last five minutes in seconds, of times to first byte or of whole replies."""
+        return (self._ttft if streamed else self._reply).quantiles.quantile(fraction, now)
+
+    def waiting_since(self, *, streamed: bool) -> list[float]:
+        """Return when each attempt that still waits for its first byte was sent, oldest first."""
+        return sorted((self._ttft if streamed else self._reply).waiting.values())
 
     def oldest_waiting_s(self, now: float) -> float:
         """Return how long the oldest attempt in flight has waited for its first byte; 0 without one."""
-        return max(0.0, now - next(iter(self._waiting.values()))) if self._waiting else 0.0
+        oldest = min((since for c in (self._ttft, self._reply) for since in c.waiting.values()), default=now)
+        return max(0.0, now - oldest)
 
     def hanging(self, now: float, longer_than_s: float) -> int:
         """Return how many attempts in flight have waited longer than that for their first byte."""
-        count = 0
-        for started in self._waiting.values():
-            if now - started <= longer_than_s:
-                break
-            count += 1
-        return count
+        return sum(now - since > longer_than_s for c in (self._ttft, self._reply) for since in c.waiting.values())

@@ -1,0 +1,1 @@
+"""The forecast: features, model, calibration, registry, and the process that scores every tick."""

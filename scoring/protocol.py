@@ -36,7 +36,7 @@ class Hello(msgspec.Struct, frozen=True, tag="hello", forbid_unknown_fields=True
     """First frame inbound. `tick_s`: seconds between forecasts; observations name endpoints by their index here.
 
     History goes to `<data_dir>/history` as `<replica>-scoring`, models come from `<data_dir>/models`. `scheduling`
-    "idle" gives way to every other process of the machine.
+    "idle" gives way to every other process of the machine. History older than `retention_s` is deleted, none when None.
     """
 
     endpoints: list[EndpointInfo]
@@ -44,11 +44,12 @@ class Hello(msgspec.Struct, frozen=True, tag="hello", forbid_unknown_fields=True
     replica: str
     tick_s: Annotated[float, msgspec.Meta(gt=0.0)] = 1.0
     scheduling: Literal["idle", "normal"] = "idle"
+    retention_s: Annotated[float, msgspec.Meta(gt=0.0)] | None = None
 
 
 class Observation(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """One thing the serving process saw, at `time` on its clock. The fields from `outcome` on belong to "finished"
-    and are those of `routing.window.Window.finished`.
+    and are those of `routing.window.Window.finished`; `streamed` belongs to "started".
     """
 
     kind: Literal["started", "first_byte", "finished"]
@@ -60,6 +61,7 @@ class Observation(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_f
     reply_s: Seconds | None = None
     output_tokens: Count = 0
     generation_s: Seconds = 0.0
+    streamed: bool = True
 
 
 class EndpointStatus(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):

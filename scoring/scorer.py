@@ -63,7 +63,7 @@ class Scorer:
             raise ProtocolError(f"observation of endpoint {seen.endpoint}: expected 0 to {len(self._windows) - 1}")
         window = self._windows[seen.endpoint]
         if seen.kind == "started":
-            window.started(seen.attempt_id, seen.time)
+            window.started(seen.attempt_id, seen.time, streamed=seen.streamed)
         elif seen.kind == "first_byte":
             window.first_byte(seen.attempt_id)
         elif seen.outcome is None:

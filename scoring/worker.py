@@ -61,7 +61,7 @@ class Worker:
         self._stamp: int | None = None
         self._reload()
         self._stop = threading.Event()
-        threading.Thread(target=self._compact, name="compactor", daemon=True).start()
+        threading.Thread(target=self._compact, args=(hello.retention_s,), name="compactor", daemon=True).start()
 
     def take(self, batch: Batch) -> None:
         """Learn, and at a new tick answer with a forecast."""
@@ -115,8 +115,8 @@ class Worker:
         model = self._scorer.model
         self._send(Ready(model.manifest.version, model.manifest.threshold) if model else Ready("", 1.0))
 
-    def _compact(self) -> None:
-        compactor = Compactor(self._history_dir)
+    def _compact(self, retention_s: float | None) -> None:
+        compactor = Compactor(self._history_dir, retention_s=retention_s)
         while not self._stop.wait(_COMPACT_EVERY_S):
             try:
                 report = compactor.run_once(time.time())

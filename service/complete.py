@@ -34,11 +34,12 @@ class Served:
 
 @dataclass(frozen=True, slots=True)
 class Begun:
-    """A stream begins: who serves it, at which attempt."""
+    """A stream begins: who serves it, at which attempt, and the headers of the provider's answer that matter."""
 
     endpoint: Endpoint
     number: int
     decision_id: str
+    headers: Mapping[str, str]
 
 
 @dataclass(slots=True)
@@ -93,6 +94,9 @@ class Completer:
                 except asyncio.CancelledError:
                     walk.cancelled(attempt)
                     raise
+                except Exception as error:
+                    walk.crashed(attempt, error)
+                    raise
                 report = walk.succeeded(attempt, reply.status, reply.input_tokens, reply.output_tokens)
                 if turn.session is not None:
                     self._sessions.answered(turn.session, turn.new, answer_message(reply.body), attempt.endpoint.id)
@@ -114,12 +118,15 @@ class Completer:
                         async for chunk in events:
                             if not begun:
                                 begun = True
-                                yield Begun(attempt.endpoint, attempt.number, attempt.decided.id)
+                                yield Begun(attempt.endpoint, attempt.number, attempt.decided.id, chunk.headers)
                             if turn.session is not None:
                                 answer.add(chunk.data)
                             if chunk.input_tokens is not None:
                                 input_tokens, output_tokens = chunk.input_tokens, chunk.output_tokens
+                            handed_over = self._router.clock.now()
                             yield chunk
+                            # What the caller takes to read is not the provider's slowness.
+                            attempt.reader_s += self._router.clock.now() - handed_over
                 except AttemptFailed as failed:
                     walk.failed(attempt, failed.failure, emitted=attempt.first_byte_at is not None)
                     continue
@@ -128,6 +135,9 @@ class Completer:
                     continue
                 except (asyncio.CancelledError, GeneratorExit):
                     walk.cancelled(attempt)
+                    raise
+                except Exception as error:
+                    walk.crashed(attempt, error)
                     raise
                 report = walk.succeeded(attempt, _OK, input_tokens, output_tokens)
                 if turn.session is not None:
@@ -167,8 +177,8 @@ class Completer:
         if completion.operation is Operation.CHAT:
             conversation = new = array_items(fields.get("messages"), "messages")
             if completion.session_id:
-                session = self._sessions.open(completion.route.tenant, completion.session_id)
-                await stack.enter_async_context(session.turn)
+                turn = self._sessions.turn(completion.route.tenant, completion.session_id)
+                session = await stack.enter_async_context(turn)
                 conversation = self._sessions.joined(session, new)
                 fields = {**fields, "messages": encode_array(conversation)}
         route = replace(

@@ -52,8 +52,12 @@ class Server(_Section):
     """Address of the OpenAI-compatible HTTP edge, host:port."""
     max_body_bytes: Annotated[int, Field(ge=1024)] = 32 * 1024 * 1024
     """Largest request and reply that is taken."""
+    lame_duck_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    """How long requests are still taken after SIGTERM while the health checks already fail, so that balancers
+    notice.
+    """
     drain_s: Seconds = 30.0
-    """How long requests in flight may go on after SIGTERM."""
+    """How long requests in flight may go on after that."""
 
 
 class Provider(_Section):
@@ -69,8 +73,8 @@ class Provider(_Section):
     """Region it runs in."""
     zone: Slug = "default"
     """Zone within the region."""
-    headers: dict[str, str] = Field(default_factory=dict)
-    """Further headers sent with every request."""
+    headers: dict[str, SecretStr] = Field(default_factory=dict)
+    """Further headers sent with every request; treated as secrets."""
 
 
 class ModelEndpoint(_Section):
@@ -130,6 +134,12 @@ class History(_Section):
     """Rows that force a flush earlier."""
     buffer_rows: Annotated[int, Field(ge=1)] = 200_000
     """Rows kept in memory while the disk refuses them; the oldest are dropped beyond it."""
+    retention_days: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = 90.0
+    """Days of history that are kept; null keeps everything."""
+
+    def retention_s(self) -> float | None:
+        """Return the retention in seconds."""
+        return None if self.retention_days is None else self.retention_days * 86400
 
 
 class Scoring(_Section):
@@ -195,6 +205,9 @@ class Config(_Section):
     @model_validator(mode="after")
     def _references_hold(self) -> Self:
         problems = self._duplicates() + self._unknown_providers()
+        if self.history.buffer_rows < self.history.flush_rows:
+            expected = f"expected at least flush_rows ({self.history.flush_rows})"
+            problems.append((("history", "buffer_rows"), expected))
         if problems:
             raise ReferencesError(problems)
         return self

@@ -12,7 +12,7 @@ ServiceError
 └── StreamBrokenError        a stream broke after its first event
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import grpc
@@ -111,9 +111,18 @@ class UpstreamRejectedError(ServiceError):
 
     reason = "UPSTREAM_REJECTED"
 
-    def __init__(self, status: int, body: bytes | None, message: str, attempts: Sequence[AttemptReport]) -> None:
+    def __init__(
+        self,
+        status: int,
+        body: bytes | None,
+        headers: Mapping[str, str],
+        message: str,
+        *,
+        attempts: Sequence[AttemptReport],
+    ) -> None:
         self.status = status
         self.body = body
+        self.headers = headers
         super().__init__(message, attempts=attempts)
 
 

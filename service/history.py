@@ -66,7 +66,7 @@ class HistoryListener:
             )
         )
 
-    def started(self, endpoint: Endpoint, attempt_id: str, now: float) -> None:
+    def started(self, endpoint: Endpoint, attempt_id: str, now: float, *, streamed: bool) -> None:
         """Nothing: an attempt is recorded when it ends."""
 
     def first_byte(self, endpoint: Endpoint, attempt_id: str, now: float) -> None:
@@ -93,7 +93,7 @@ class HistoryListener:
                 value=transition.cause.value,
                 threshold=transition.cause.threshold,
                 actor=transition.actor.value,
-                note="",
+                note=transition.note,
                 snapshot_version=action.snapshot_version,
             )
         )

@@ -83,7 +83,7 @@ async def running(config: Config) -> AsyncIterator[Ports]:
                 provider.base_url,
                 transport,
                 api_key=provider.api_key.get_secret_value() if provider.api_key else "",
-                headers=provider.headers,
+                headers={name: value.get_secret_value() for name, value in provider.headers.items()},
             )
             for provider in config.providers
         }
@@ -91,7 +91,13 @@ async def running(config: Config) -> AsyncIterator[Ports]:
         router.probe_with(prober.probe)
         stack.push_async_callback(prober.stop)
         if config.scoring.enabled:
-            link = ScoringLink(router, config.scoring, config.data_dir, config.replica)
+            link = ScoringLink(
+                router,
+                config.scoring,
+                config.data_dir,
+                config.replica,
+                retention_s=config.history.retention_s(),
+            )
             router.listen(link)
             await _background(stack, link.run(), "scoring link")
         await _background(stack, _tick(router.tick), "tick")
@@ -101,13 +107,21 @@ async def running(config: Config) -> AsyncIterator[Ports]:
         base_urls = {provider.name: provider.base_url for provider in config.providers}
         limit = config.server.max_body_bytes
         rpc = RpcServer(RouterService(router, completer, sink, base_urls, config.replica), limit)
-        http = HttpServer(OpenAiRoutes(completer, engine.catalogue), metrics.render, limit)
+        http = HttpServer(
+            OpenAiRoutes(completer, engine.catalogue),
+            metrics.render,
+            max_body_bytes=limit,
+            drain_s=config.server.drain_s,
+        )
 
         async def stop_serving() -> None:
+            await rpc.announce_stop()
+            http.announce_stop()
+            await asyncio.sleep(config.server.lame_duck_s)
             await asyncio.gather(rpc.stop(config.server.drain_s), http.stop())
 
         stack.push_async_callback(stop_serving)
-        ports = Ports(await rpc.start(config.server.grpc), await http.start(config.server.http, config.server.drain_s))
+        ports = Ports(await rpc.start(config.server.grpc), await http.start(config.server.http))
         yield ports
 
 

@@ -51,7 +51,7 @@ class Prober:
 
     async def _probe(self, endpoint: Endpoint) -> None:
         started = self._router.clock.now()
-        attempt_id = self._router.started(endpoint)
+        attempt_id = self._router.started(endpoint, streamed=False)
         tokens: tuple[int | None, int | None] = (None, None)
         failure, status = None, None
         try:

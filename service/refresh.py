@@ -13,7 +13,8 @@ from asyncio.subprocess import PIPE, Process
 from collections import deque
 from pathlib import Path
 
-from routing.engine import Finished, Forecasts, Transitioned
+from routing.engine import Finished, Transitioned
+from routing.forecasts import Forecasts
 from routing.model import Endpoint
 from scoring.protocol import (
     Batch,
@@ -46,11 +47,14 @@ _FIRST_PAUSE_S, _MAX_PAUSE_S = 0.5, 30.0
 class ScoringLink:
     """Runs the scoring process and talks to it. A listener of the router."""
 
-    def __init__(self, router: Router, settings: Scoring, data_dir: Path, replica: str) -> None:
+    def __init__(
+        self, router: Router, settings: Scoring, data_dir: Path, replica: str, *, retention_s: float | None
+    ) -> None:
         self._router = router
         self._settings = settings
         self._data_dir = data_dir
         self._replica = replica
+        self._retention_s = retention_s
         self._endpoints = tuple(router.engine.catalogue.endpoints.values())
         self._index = {endpoint.id: i for i, endpoint in enumerate(self._endpoints)}
         self._outgoing: deque[Observation] = deque(maxlen=_MAX_BUFFERED)
@@ -67,9 +71,9 @@ class ScoringLink:
     def decided(self, decided: Decided) -> None:
         """Nothing: decisions are no observations."""
 
-    def started(self, endpoint: Endpoint, attempt_id: str, now: float) -> None:
+    def started(self, endpoint: Endpoint, attempt_id: str, now: float, *, streamed: bool) -> None:
         """Queue it for the next batch."""
-        self._outgoing.append(Observation("started", self._index[endpoint.id], attempt_id, now))
+        self._outgoing.append(Observation("started", self._index[endpoint.id], attempt_id, now, streamed=streamed))
 
     def first_byte(self, endpoint: Endpoint, attempt_id: str, now: float) -> None:
         """Queue it for the next batch."""
@@ -138,6 +142,7 @@ class ScoringLink:
             replica=self._replica,
             tick_s=self._settings.tick_s,
             scheduling=self._settings.scheduling,
+            retention_s=self._retention_s,
         )
 
     async def _send(self, pipe: asyncio.StreamWriter) -> None:

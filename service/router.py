@@ -12,8 +12,9 @@ from dataclasses import dataclass, replace
 from random import Random
 from typing import Protocol
 
-from routing.engine import Action, Engine, Finished, Forecasts, Probe, Transitioned
+from routing.engine import Action, Engine, Finished, Probe, Transitioned
 from routing.errors import UnknownModelError
+from routing.forecasts import Forecasts
 from routing.model import Endpoint, RouteRequest
 from routing.pipeline import Decision, decide, in_order
 from service.clock import Clock
@@ -26,12 +27,21 @@ _REMEMBERED = 10_000
 
 @dataclass(frozen=True, slots=True)
 class Decided:
-    """A decision under its id."""
+    """A decision under its id, with the forecaster it rested on ("" without one) and the risk that degraded
+    endpoints.
+    """
 
     id: str
     request_id: str
     number: int
     decision: Decision
+    forecaster: str
+    risk_threshold: float | None
+
+    @property
+    def threshold(self) -> dict[str, object]:
+        """The forecast threshold in force then, by its name among the thresholds."""
+        return {"forecast.threshold": self.risk_threshold}
 
 
 class Listener(Protocol):
@@ -40,7 +50,7 @@ class Listener(Protocol):
     def decided(self, decided: Decided) -> None:
         """A decision was made."""
 
-    def started(self, endpoint: Endpoint, attempt_id: str, now: float) -> None:
+    def started(self, endpoint: Endpoint, attempt_id: str, now: float, *, streamed: bool) -> None:
         """An attempt was sent."""
 
     def first_byte(self, endpoint: Endpoint, attempt_id: str, now: float) -> None:
@@ -62,6 +72,7 @@ class Router:
         self._rng = rng
         self._listeners: list[Listener] = []
         self._probe: Callable[[Endpoint], None] | None = None
+        self._providers = sorted({e.provider for e in engine.catalogue.endpoints.values()})
         self._decisions: OrderedDict[str, Decided] = OrderedDict()
 
     def listen(self, listener: Listener) -> None:
@@ -74,7 +85,7 @@ class Router:
 
     def decide(self, request: RouteRequest, request_id: str, number: int = 1) -> Decided:
         """Decide where an attempt goes. Raises NotFoundError for an unknown model."""
-        decided = Decided(secrets.token_hex(8), request_id, number, self.preview(request))
+        decided = self._under(secrets.token_hex(8), request_id, number, self.preview(request))
         self._decisions[decided.id] = decided
         if len(self._decisions) > _REMEMBERED:
             self._decisions.popitem(last=False)
@@ -82,9 +93,20 @@ class Router:
             listener.decided(decided)
         return decided
 
+    def unrecorded(self, decision: Decision) -> Decided:
+        """Return a preview in the form of a decision that was made."""
+        return self._under("", "", 1, decision)
+
+    def _under(self, decision_id: str, request_id: str, number: int, decision: Decision) -> Decided:
+        snapshot = self.engine.snapshot
+        return Decided(decision_id, request_id, number, decision, snapshot.forecaster, snapshot.threshold)
+
     def preview(self, request: RouteRequest) -> Decision:
-        """Decide without recording it, for explanations. Raises NotFoundError for an unknown model."""
+        """Decide without recording it, for explanations. Raises NotFoundError for an unknown model or provider."""
         now = self.clock.now()
+        if request.preferred_provider and request.preferred_provider not in self._providers:
+            message = f"unknown provider {request.preferred_provider!r}; known: {', '.join(self._providers)}"
+            raise NotFoundError("UNKNOWN_PROVIDER", message, self._providers)
         try:
             return decide(self.engine.snapshot, request, now, self._rng.random())
         except UnknownModelError as error:
@@ -102,12 +124,12 @@ class Router:
             message = f"decision {decision_id!r} is not among the last {_REMEMBERED}; older ones are in the history"
             raise NotFoundError("UNKNOWN_DECISION", message) from None
 
-    def started(self, endpoint: Endpoint, *, at: float | None = None) -> str:
+    def started(self, endpoint: Endpoint, *, streamed: bool, at: float | None = None) -> str:
         """An attempt is being sent; return its id."""
         attempt_id, now = secrets.token_hex(8), self.clock.now() if at is None else at
-        self.engine.started(endpoint.id, attempt_id, now)
+        self.engine.started(endpoint.id, attempt_id, now, streamed=streamed)
         for listener in self._listeners:
-            listener.started(endpoint, attempt_id, now)
+            listener.started(endpoint, attempt_id, now, streamed=streamed)
         return attempt_id
 
     def first_byte(self, endpoint: Endpoint, attempt_id: str) -> None:
@@ -139,7 +161,7 @@ class Router:
 
     def withdraw_forecast(self) -> None:
         """The scoring process is gone: its last word no longer counts from the next tick on."""
-        self.engine.forecast(Forecasts(0.0, "", 1.0, {}), self.clock.now())
+        self.engine.withdraw_forecast()
 
     def tick(self) -> None:
         """Let time pass."""

@@ -7,7 +7,8 @@ the JSON they came as. A turn is added only once it was answered: a failed reque
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 import msgspec
@@ -19,21 +20,21 @@ from service.errors import InvalidRequestError, Violation
 
 @dataclass(slots=True)
 class Session:
-    """One conversation: its messages as JSON, the endpoint that served it last, and when."""
+    """One conversation: its messages as JSON and their size, the endpoint that served it last, and when.
+
+    `users` counts the requests that hold it or wait for its turn: it is not forgotten under them.
+    """
 
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)
     messages: list[msgspec.Raw] = field(default_factory=list)
+    size_bytes: int = 0
     endpoint_id: str = ""
     used_at: float = 0.0
-
-    @property
-    def size_bytes(self) -> int:
-        """Size of the messages as JSON."""
-        return sum(len(bytes(message)) for message in self.messages)
+    users: int = 0
 
 
 class SessionStore:
-    """Sessions in memory, bounded in age, number and size."""
+    """Sessions in memory, bounded in age, number and size; the longest unused are forgotten first."""
 
     def __init__(self, limits: Sessions, clock: Clock) -> None:
         self._limits = limits
@@ -43,29 +44,42 @@ class SessionStore:
     def __len__(self) -> int:
         return len(self._sessions)
 
-    def open(self, tenant: str, session_id: str) -> Session:
-        """Return the session, new if it is not known or has expired."""
-        now = self._clock.now()
-        self._forget(now)
-        session = self._sessions.setdefault((tenant, session_id), Session())
+    @asynccontextmanager
+    async def turn(self, tenant: str, session_id: str) -> AsyncIterator[Session]:
+        """Hold a session, new if it is not known or has expired, for one turn of its conversation."""
+        key, now = (tenant, session_id), self._clock.now()
+        session = self._sessions.get(key)
+        if session is None or (not session.users and self._expired(session, now)):
+            self._make_room(now)
+            session = self._sessions[key] = Session()
+        self._sessions.move_to_end(key)
         session.used_at = now
-        self._sessions.move_to_end((tenant, session_id))
-        return session
+        session.users += 1
+        try:
+            async with session.turn:
+                yield session
+        finally:
+            session.users -= 1
 
-    def _forget(self, now: float) -> None:
-        """Drop what is too old or too many; sessions in the middle of a turn stay."""
-        for key, session in list(self._sessions.items()):
-            expired = now - session.used_at > self._limits.ttl_s
-            if not expired and len(self._sessions) < self._limits.max_sessions:
-                return
-            if not session.turn.locked():
+    def _expired(self, session: Session, now: float) -> bool:
+        return now - session.used_at > self._limits.ttl_s
+
+    def _make_room(self, now: float) -> None:
+        """Forget what has expired, and the longest unused while there are too many. Sessions in use go to the end."""
+        for _ in range(len(self._sessions)):
+            key, oldest = next(iter(self._sessions.items()))
+            if oldest.users:
+                self._sessions.move_to_end(key)
+            elif self._expired(oldest, now) or len(self._sessions) >= self._limits.max_sessions:
                 del self._sessions[key]
+            else:
+                return
 
     def joined(self, session: Session, new: Sequence[msgspec.Raw]) -> list[msgspec.Raw]:
         """Return the whole conversation with the new messages. Raises InvalidRequestError when it would be too
         large.
         """
-        size_bytes = session.size_bytes + sum(len(bytes(message)) for message in new)
+        size_bytes = session.size_bytes + _size_bytes(new)
         if size_bytes > self._limits.max_bytes:
             expected = f"the conversation has {size_bytes} bytes, expected at most {self._limits.max_bytes}"
             raise InvalidRequestError(Violation("session_id", expected))
@@ -75,8 +89,12 @@ class SessionStore:
         self, session: Session, new: Sequence[msgspec.Raw], answer: msgspec.Raw | None, endpoint_id: str
     ) -> None:
         """Add an answered turn."""
-        session.messages += new
-        if answer is not None:
-            session.messages.append(answer)
+        turn = [*new, answer] if answer is not None else new
+        session.messages += turn
+        session.size_bytes += _size_bytes(turn)
         session.endpoint_id = endpoint_id
         session.used_at = self._clock.now()
+
+
+def _size_bytes(messages: Sequence[msgspec.Raw]) -> int:
+    return sum(len(bytes(message)) for message in messages)

@@ -57,7 +57,9 @@ class Metrics:
         """Count a record."""
         match record:
             case RequestRecord():
-                self._requests.labels(record.edge, record.method, record.model, record.status).inc()
+                # Callers may send any name; only known models may become series.
+                model = "" if record.status == "UNKNOWN_MODEL" else record.model
+                self._requests.labels(record.edge, record.method, model, record.status).inc()
                 self._request_seconds.labels(record.method).observe(record.latency_ms / 1e3)
             case AttemptRecord():
                 self._attempts.labels(record.endpoint, record.kind, record.outcome).inc()

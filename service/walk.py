@@ -82,7 +82,7 @@ class Report:
 
 @dataclass(slots=True)
 class Attempt:
-    """One call in flight."""
+    """One call in flight. `reader_s` is how long a stream had to wait for its reader."""
 
     number: int
     decided: Decided
@@ -91,6 +91,7 @@ class Attempt:
     started: float
     timeouts: Timeouts
     first_byte_at: float | None = None
+    reader_s: float = 0.0
 
 
 class Walk:
@@ -138,7 +139,7 @@ class Walk:
             first_byte_s=max(_MIN_TIMEOUT_S, first_byte_s),
             stall_s=self._policy.stall_timeout_s,
         )
-        attempt_id = self._router.started(endpoint)
+        attempt_id = self._router.started(endpoint, streamed=self._completion.stream)
         return Attempt(len(self._trail) + 1, decided, endpoint, attempt_id, now, timeouts)
 
     def first_byte(self, attempt: Attempt) -> None:
@@ -159,7 +160,7 @@ class Walk:
                 ttft_s=None if first is None else first - attempt.started,
                 reply_s=now - attempt.started if first is None else None,
                 output_tokens=output_tokens or 0,
-                generation_s=0.0 if first is None else now - first,
+                generation_s=0.0 if first is None else max(0.0, now - first - attempt.reader_s),
             ),
         )
         cost_usd = cost(attempt.endpoint, input_tokens, output_tokens)
@@ -181,7 +182,8 @@ class Walk:
         request otherwise.
         """
         now = self._router.clock.now()
-        result = Finished(attempt.endpoint.id, attempt.id, failure.outcome, retry_after_s=failure.retry_after_s)
+        heard = self._blame(attempt, failure.outcome, now)
+        result = Finished(attempt.endpoint.id, attempt.id, heard, retry_after_s=failure.retry_after_s)
         self._router.finished(attempt.endpoint, result)
         self._note(attempt, failure.outcome, failure.status, failure.error, now)
         self._last_failure = failure
@@ -190,12 +192,30 @@ class Walk:
         if refusal:
             raise self._end(self._given_up(refusal, failure, emitted=emitted))
 
+    def _blame(self, attempt: Attempt, outcome: Outcome, now: float) -> Outcome:
+        """Return what the endpoint's health hears. A timeout by a caller's short deadline says nothing of the endpoint,
+        unless the wait was long by the endpoint's own standards.
+        """
+        streamed = self._completion.stream
+        patience_s = self._policy.ttft_timeout_s if streamed else self._policy.reply_timeout_s
+        if outcome is not Outcome.TIMEOUT or attempt.timeouts.first_byte_s >= patience_s:
+            return outcome
+        limit_s = self._router.engine.hang_limit_s(attempt.endpoint.id, now, streamed=streamed)
+        return outcome if limit_s is not None and now - attempt.started >= limit_s else Outcome.CANCELLED
+
     def cancelled(self, attempt: Attempt) -> None:
         """The caller left."""
         now = self._router.clock.now()
         self._router.finished(attempt.endpoint, Finished(attempt.endpoint.id, attempt.id, Outcome.CANCELLED))
         self._note(attempt, Outcome.CANCELLED, None, "the caller left", now)
         self._ended("CANCELLED", attempt)
+
+    def crashed(self, attempt: Attempt, error: Exception) -> None:
+        """Something of ours broke during the attempt: close the books without blaming the endpoint."""
+        now = self._router.clock.now()
+        self._router.finished(attempt.endpoint, Finished(attempt.endpoint.id, attempt.id, Outcome.CANCELLED))
+        self._note(attempt, Outcome.CANCELLED, None, f"internal error: {type(error).__name__}", now)
+        self._ended(ServiceError.reason, attempt)
 
     def _end(self, error: ServiceError) -> ServiceError:
         self._ended(error.reason, None)
@@ -206,7 +226,9 @@ class Walk:
         if emitted:
             return StreamBrokenError(f"the stream broke ({what})", attempts=self._trail, retry_after_s=RETRY_AFTER_S)
         if failure.outcome is Outcome.CLIENT_ERROR:
-            return UpstreamRejectedError(failure.status or 400, failure.body, failure.error, self._trail)
+            return UpstreamRejectedError(
+                failure.status or 400, failure.body, failure.headers, failure.error, attempts=self._trail
+            )
         if self._router.clock.now() >= self._budget.deadline:
             return RequestTimeoutError(f"the deadline has passed; last attempt {what}", attempts=self._trail)
         return self._exhausted(refusal)

@@ -16,11 +16,28 @@ _LIST = msgspec.json.Decoder(list[msgspec.Raw])
 _CHARACTERS_PER_TOKEN = 4
 
 
+class _Function(msgspec.Struct):
+    name: str | None = None
+    arguments: str | None = None
+
+
+class _ToolCall(msgspec.Struct):
+    index: int = 0
+    id: str | None = None
+    type: str | None = None
+    function: _Function | None = None
+
+
+class _Delta(msgspec.Struct):
+    content: str | None = None
+    refusal: str | None = None
+    tool_calls: list[_ToolCall] | None = None
+
+
 class _Choice(msgspec.Struct):
     index: int = 0
-    message: msgspec.Raw | None = None
-    delta: dict[str, Any] | None = None
-    finish_reason: str | None = None
+    message: msgspec.Raw = msgspec.Raw(b"null")
+    delta: _Delta | None = None
 
 
 class _Choices(msgspec.Struct):
@@ -30,15 +47,18 @@ class _Choices(msgspec.Struct):
 _CHOICES = msgspec.json.Decoder(_Choices)
 
 
-def body_fields(body: bytes) -> dict[str, msgspec.Raw]:
+def body_fields(body: bytes, field: str = "body") -> dict[str, msgspec.Raw]:
     """Return the top-level fields of a JSON object, each as it was written.
 
-    Raises InvalidRequestError when the body is not a JSON object.
+    Raises InvalidRequestError naming `field` when it is not a JSON object.
     """
     try:
+        # A raw value is passed on as it came, so its text is checked here: a provider's complaint about broken UTF-8
+        # would count against the provider.
+        str(body, "utf-8")
         return _BODY.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise InvalidRequestError(Violation("body", f"expected a JSON object ({error})")) from error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise InvalidRequestError(Violation(field, f"expected a JSON object in UTF-8 ({error})")) from error
 
 
 def array_items(raw: msgspec.Raw | None, field: str) -> list[msgspec.Raw]:
@@ -47,7 +67,7 @@ def array_items(raw: msgspec.Raw | None, field: str) -> list[msgspec.Raw]:
     """
     try:
         items = _LIST.decode(raw) if raw is not None else []
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, RecursionError):
         items = []
     if not items:
         raise InvalidRequestError(Violation(field, "expected a non-empty array"))
@@ -58,7 +78,7 @@ def text_field(fields: RawFields, field: str) -> str:
     """Return a non-empty string field. Raises InvalidRequestError naming it."""
     try:
         value = msgspec.json.decode(fields[field], type=str) if field in fields else ""
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, RecursionError):
         value = ""
     if not value:
         raise InvalidRequestError(Violation(field, "expected a non-empty string"))
@@ -69,7 +89,7 @@ def flag_field(fields: RawFields, field: str) -> bool:
     """Return a boolean field, False when absent or null. Raises InvalidRequestError naming it."""
     try:
         return bool(msgspec.json.decode(fields[field], type=bool | None)) if field in fields else False
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, RecursionError) as error:
         raise InvalidRequestError(Violation(field, "expected true or false")) from error
 
 
@@ -98,9 +118,9 @@ def answer_message(body: bytes) -> msgspec.Raw | None:
     """Return the message of the first choice of a whole reply, as it was written; None when there is none."""
     try:
         choices = _CHOICES.decode(body).choices
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, RecursionError):
         return None
-    return choices[0].message if choices else None
+    return choices[0].message if choices and bytes(choices[0].message) != b"null" else None
 
 
 class AnswerBuilder:
@@ -114,23 +134,23 @@ class AnswerBuilder:
         """Take one event of the stream. Events that are no chat deltas say nothing."""
         try:
             choices = _CHOICES.decode(data).choices
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, RecursionError):
             return
         for choice in choices:
             if choice.index == 0 and choice.delta is not None:
                 self._merge(choice.delta)
 
-    def _merge(self, delta: dict[str, Any]) -> None:
-        for key in ("content", "refusal"):
-            if isinstance(delta.get(key), str):
-                self._texts.setdefault(key, []).append(delta[key])
-        for part in delta.get("tool_calls") or []:
-            call = self._tool_calls.setdefault(part.get("index", 0), {"type": "function", "function": {}})
-            call |= {key: part[key] for key in ("id", "type") if part.get(key)}
-            function = part.get("function") or {}
-            for key in ("name", "arguments"):
-                if isinstance(function.get(key), str):
-                    call["function"][key] = call["function"].get(key, "") + function[key]
+    def _merge(self, delta: _Delta) -> None:
+        for key, text in (("content", delta.content), ("refusal", delta.refusal)):
+            if text is not None:
+                self._texts.setdefault(key, []).append(text)
+        for part in delta.tool_calls or ():
+            call = self._tool_calls.setdefault(part.index, {"type": "function", "function": {}})
+            call |= {key: value for key, value in (("id", part.id), ("type", part.type)) if value}
+            function, told = call["function"], part.function or _Function()
+            for key, text in (("name", told.name), ("arguments", told.arguments)):
+                if text is not None:
+                    function[key] = function.get(key, "") + text
 
     def message(self) -> msgspec.Raw:
         """Return the assistant's message as JSON."""

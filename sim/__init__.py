@@ -1,1 +1,1 @@
-"""Simulated providers and worlds: real servers with scripted faults, and a virtual-clock world that shares their faults."""
+"""Simulated providers and worlds: real servers with scripted faults, and a virtual-clock world with the same faults."""

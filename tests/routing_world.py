@@ -49,6 +49,22 @@ def observe(engine: Engine, name: str, outcome: Outcome, now: float, ttft_s: flo
     return engine.finished(Finished(name, "attempt", outcome, ttft_s=ttft_s), now)
 
 
+def eject(engine: Engine, name: str, now: float) -> Transition:
+    """Take an endpoint that has served nothing for a while out of service by one refused connection."""
+    (transition,) = transitions_of(observe(engine, name, Outcome.CONNECT_ERROR, now))
+    assert transition.to_state is State.EJECTED
+    return transition
+
+
+def bring_to_canary(engine: Engine, name: str, now: float) -> None:
+    """End the endpoint's ejection at `now` and let as many probes pass as its return needs."""
+    engine.tick(now)
+    assert engine.health_of(name).state is State.PROBING
+    for i in range(engine.policy.failback.probes_needed()):
+        engine.probed(Finished(name, f"probe-{i}", Outcome.OK), now)
+    assert engine.health_of(name).state is State.CANARY
+
+
 def transitions_of(actions: Iterable[Action]) -> list[Transition]:
     """Return the transitions among the actions."""
     return [action.transition for action in actions if isinstance(action, Transitioned)]
@@ -113,6 +129,7 @@ class World:
         self.served: list[Served] = []
         self.probes: Counter[str] = Counter()
         self.leaders: list[tuple[float, str]] = []
+        self.sent: list[tuple[float, RequestBudget]] = []
         self._rng = random.Random(seed)
         self._order = count()
         self._due: list[tuple[float, int, Callable[[], None]]] = []
@@ -185,6 +202,7 @@ class World:
         name = decision.chosen.facts.endpoint.id
         walk.tried.append(name)
         attempt_id = f"attempt-{next(self._order)}"
+        self.sent.append((self.now, walk.budget))
         self.engine.started(name, attempt_id, self.now)
         reply = self.scripts[name](self.now, self._rng)
         others_left = len(walk.tried) < len(self.scripts)

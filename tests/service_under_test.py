@@ -32,7 +32,7 @@ from sim.provider_server import ProviderFleet
 
 DEADLINE_S = 20.0
 GPT4, EMBED = "openai/gpt-4", "openai/text-embedding-3-small"
-QUICK_RETURN = {"probe_interval_s": 0.1, "probe_successes": 2, "steps": [0.5], "step_successes": 2, "step_s": 0.1}
+QUICK_RETURN = {"probe_interval_s": 0.1, "probe_successes": 2, "steps": [0.5], "max_failure_rate": 0.9, "step_s": 0.1}
 SCENARIO = """
 name: service
 seed: 11

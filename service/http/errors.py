@@ -49,7 +49,8 @@ def error_response(error: ServiceError) -> web.Response:
     """Return the response. A provider's refusal of the caller's request passes through with its own status and body."""
     if isinstance(error, UpstreamRejectedError):
         body = error.body if error.body is not None else msgspec.json.encode(error_body(error))
-        return web.Response(status=error.status, body=body, content_type="application/json")
+        headers = {"content-type": "application/json", **error.headers}
+        return web.Response(status=error.status, body=body, headers=headers)
     headers = {}
     if error.retry_after_s is not None:
         headers = {
@@ -79,6 +80,8 @@ async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
         what = f"{request.method} {request.path}: {error.reason}"
         body = {"error": {"message": what, "type": "invalid_request_error", "param": None, "code": "unknown_path"}}
         response = web.json_response(body, status=error.status)
+        if isinstance(error, web.HTTPMethodNotAllowed):
+            response.headers["allow"] = error.headers["allow"]
     except Exception:
         log.exception("unexpected error in %s %s", request.method, request.path)
         response = error_response(ServiceError("internal error; the service's log has the details"))

@@ -5,8 +5,9 @@ Routing wishes come as headers, so that any OpenAI client can send them: `x-rout
 `-provider`, `-attempts`, `-decision`, `-cost-usd`.
 """
 
-import secrets
+from collections.abc import Mapping
 from contextlib import aclosing
+from typing import TypeVar
 
 import msgspec
 from aiohttp import web
@@ -15,14 +16,18 @@ from routing.errors import UnknownModelError
 from routing.model import Catalogue, Objective, RouteRequest
 from service.complete import Begun, Completer
 from service.errors import InvalidRequestError, NotFoundError, ServiceError, Violation
-from service.http.errors import error_body, error_response, request_id_key
+from service.http.errors import REQUEST_ID, error_body, error_response, request_id_key
 from service.providers.base import Chunk, Operation
+from service.request_id import request_id
 from service.walk import Completion, Report
 from service.wire import body_fields, flag_field, text_field
 
 _PREFIX = "x-routecast-"
 _FORWARDED = ("openai-beta", "traceparent", "tracestate", "baggage", "x-client-request-id", "idempotency-key")
 _OBJECTIVES = {objective.value: objective for objective in Objective}
+_EVENT_STREAM = {"content-type": "text/event-stream", "cache-control": "no-cache"}
+_BOOLEANS = {"true": True, "false": False}
+_Value = TypeVar("_Value")
 
 
 class OpenAiRoutes:
@@ -64,8 +69,8 @@ class OpenAiRoutes:
         return web.json_response(_model_object(request.match_info["model"]))
 
     async def _completion(self, request: web.Request, operation: Operation) -> Completion:
-        request_id = request.headers.get("x-request-id") or secrets.token_hex(12)
-        request[request_id_key] = request_id
+        identity = request_id(request.headers.get(REQUEST_ID))
+        request[request_id_key] = identity
         fields = body_fields(await request.read())
         stream = operation is Operation.CHAT and flag_field(fields, "stream")
         return Completion(
@@ -73,17 +78,17 @@ class OpenAiRoutes:
             fields=fields,
             route=RouteRequest(
                 model=text_field(fields, "model"),
-                objective=_objective(request),
+                objective=_one_of(request, "objective", _OBJECTIVES, default=Objective.ORDERED.value),
                 agent=request.headers.get(f"{_PREFIX}agent", ""),
                 preferred_provider=request.headers.get(f"{_PREFIX}provider", ""),
             ),
-            request_id=request_id,
+            request_id=identity,
             edge="http",
             stream=stream,
-            idempotent=request.headers.get(f"{_PREFIX}idempotent", "true").lower() != "false",
+            idempotent=_one_of(request, "idempotent", _BOOLEANS, default="true"),
             session_id=request.headers.get(f"{_PREFIX}session", ""),
             headers={name: request.headers[name] for name in _FORWARDED if name in request.headers},
-            query=request.query_string,
+            query=request.rel_url.raw_query_string,
         )
 
     async def _whole(self, completion: Completion) -> web.Response:
@@ -92,13 +97,13 @@ class OpenAiRoutes:
         return web.Response(status=served.reply.status, body=served.reply.body, headers=headers)
 
     async def _stream(self, request: web.Request, completion: Completion) -> web.StreamResponse:
-        response = web.StreamResponse(headers={"content-type": "text/event-stream", "cache-control": "no-cache"})
+        response = web.StreamResponse()
         try:
             async with aclosing(self._completer.stream(completion)) as items:
                 async for item in items:
                     match item:
                         case Begun():
-                            response.headers.update(_begun_headers(item, completion.request_id))
+                            response.headers.update(_begun_headers(item, completion.request_id) | _EVENT_STREAM)
                             await response.prepare(request)
                         case Chunk():
                             if item.usage_requested:
@@ -114,17 +119,18 @@ class OpenAiRoutes:
         return response
 
 
-def _objective(request: web.Request) -> Objective:
-    value = request.headers.get(f"{_PREFIX}objective", Objective.ORDERED.value)
-    if value not in _OBJECTIVES:
-        expected = f"unknown objective {value!r}, expected one of {', '.join(_OBJECTIVES)}"
-        raise InvalidRequestError(Violation(f"{_PREFIX}objective", expected))
-    return _OBJECTIVES[value]
+def _one_of(request: web.Request, name: str, values: Mapping[str, _Value], *, default: str) -> _Value:
+    given = request.headers.get(f"{_PREFIX}{name}", default).lower()
+    if given not in values:
+        expected = f"unknown value {given!r}, expected one of {', '.join(values)}"
+        raise InvalidRequestError(Violation(f"{_PREFIX}{name}", expected))
+    return values[given]
 
 
 def _begun_headers(begun: Begun, request_id: str) -> dict[str, str]:
     return {
-        "x-request-id": request_id,
+        **begun.headers,
+        REQUEST_ID: request_id,
         f"{_PREFIX}endpoint": begun.endpoint.id,
         f"{_PREFIX}provider": begun.endpoint.provider,
         f"{_PREFIX}attempts": str(begun.number),
@@ -134,7 +140,7 @@ def _begun_headers(begun: Begun, request_id: str) -> dict[str, str]:
 
 def _report_headers(report: Report) -> dict[str, str]:
     last = report.attempts[-1]
-    headers = _begun_headers(Begun(report.endpoint, last.number, last.decision_id), report.request_id)
+    headers = _begun_headers(Begun(report.endpoint, last.number, last.decision_id, {}), report.request_id)
     if report.cost_usd is not None:
         headers[f"{_PREFIX}cost-usd"] = f"{report.cost_usd:.9f}"
     return headers

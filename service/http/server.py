@@ -13,26 +13,33 @@ _METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 class HttpServer:
     """One HTTP server on one address."""
 
-    def __init__(self, routes: OpenAiRoutes, metrics: Callable[[], bytes], max_body_bytes: int) -> None:
+    def __init__(
+        self, routes: OpenAiRoutes, metrics: Callable[[], bytes], *, max_body_bytes: int, drain_s: float
+    ) -> None:
         self._metrics = metrics
         self._serving = False
         app = web.Application(client_max_size=max_body_bytes, middlewares=[errors])
         app.add_routes([*routes.table(), web.get("/healthz", self._healthz), web.get("/metrics", self._show_metrics)])
         # A caller who leaves cancels the handler, and with it the call to the provider.
-        self._runner = web.AppRunner(app, access_log=None, handler_cancellation=True, handle_signals=False)
+        self._runner = web.AppRunner(
+            app, access_log=None, handler_cancellation=True, handle_signals=False, shutdown_timeout=drain_s
+        )
 
-    async def start(self, address: str, drain_s: float) -> int:
+    async def start(self, address: str) -> int:
         """Listen on host:port and return the bound port. Raises OSError when the address is taken."""
         host, _, port = address.rpartition(":")
         await self._runner.setup()
-        site = web.TCPSite(self._runner, host.strip("[]"), int(port), shutdown_timeout=drain_s)
+        site = web.TCPSite(self._runner, host.strip("[]"), int(port))
         await site.start()
         self._serving = True
         return int(self._runner.addresses[0][1])
 
-    async def stop(self) -> None:
-        """Fail the health check, take no new connections, and let requests in flight finish within the drain period."""
+    def announce_stop(self) -> None:
+        """Fail the health check, so that load balancers look elsewhere."""
         self._serving = False
+
+    async def stop(self) -> None:
+        """Take no new connections, and let requests in flight finish within the drain period."""
         await self._runner.cleanup()
 
     async def _healthz(self, request: web.Request) -> web.Response:  # noqa: ARG002  # aiohttp's signature

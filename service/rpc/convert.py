@@ -1,7 +1,7 @@
 """Between protos and the core's values, both ways. No proto goes past this module."""
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 from google.protobuf.duration_pb2 import Duration
@@ -15,6 +15,7 @@ from routing.pipeline import Considered
 from service.errors import AttemptReport, InvalidRequestError, Violation
 from service.providers.base import Chunk, Operation
 from service.walk import Completion, Report
+from service.wire import body_fields
 
 _OBJECTIVES = {routing_pb2.Objective.Value(f"OBJECTIVE_{o.name}"): o for o in Objective} | {0: Objective.ORDERED}
 _OBJECTIVE_VALUES = {o: routing_pb2.Objective.Value(f"OBJECTIVE_{o.name}") for o in Objective}
@@ -27,36 +28,38 @@ _ROLES = {
     chat_pb2.Role.Value(f"ROLE_{name.upper()}"): name for name in ("system", "developer", "user", "assistant", "tool")
 }
 _ROLE_VALUES = {name: chat_pb2.Role.Value(f"ROLE_{name.upper()}") for name in _ROLES.values()}
+_Peeked = TypeVar("_Peeked")
 _MODELLED = ("model", "messages", "stream", "temperature", "max_tokens")
 
-_OBJECT = msgspec.json.Decoder(dict[str, msgspec.Raw])
+
+_NULL = msgspec.Raw(b"null")
 
 
 class _Message(msgspec.Struct):
-    role: str = ""
+    role: Any = None
     content: Any = None
 
 
 class _ReplyChoice(msgspec.Struct):
     index: int = 0
-    message: msgspec.Raw = msgspec.Raw(b"{}")
-    finish_reason: str | None = None
+    message: msgspec.Raw = _NULL
+    finish_reason: Any = None
 
 
 class _Reply(msgspec.Struct):
-    id: str = ""
-    model: str = ""
-    choices: list[_ReplyChoice] = []
+    id: Any = None
+    model: Any = None
+    choices: list[_ReplyChoice] | None = None
 
 
 class _DeltaChoice(msgspec.Struct):
     index: int = 0
     delta: _Message | None = None
-    finish_reason: str | None = None
+    finish_reason: Any = None
 
 
 class _Event(msgspec.Struct):
-    choices: list[_DeltaChoice] = []
+    choices: list[_DeltaChoice] | None = None
 
 
 class _EmbeddingItem(msgspec.Struct):
@@ -79,6 +82,14 @@ def duration(seconds: float) -> Duration:
     return value
 
 
+def seconds(value: Duration, field: str) -> float:
+    """Return a duration in seconds. Raises InvalidRequestError when it is negative."""
+    microseconds = value.ToMicroseconds()
+    if microseconds < 0:
+        raise InvalidRequestError(Violation(field, "expected a duration of 0 or more"))
+    return microseconds / 1e6
+
+
 def timestamp(unix_s: float) -> Timestamp:
     """Return a Timestamp, to the microsecond."""
     value = Timestamp()
@@ -86,18 +97,24 @@ def timestamp(unix_s: float) -> Timestamp:
     return value
 
 
-def _object(data: bytes, field: str) -> dict[str, msgspec.Raw]:
+def _text(value: Any) -> str:
+    """Return a string of a reply, "" for whatever else a provider put there."""
+    return value if isinstance(value, str) else ""
+
+
+def _peek(decoder: msgspec.json.Decoder[_Peeked], body: bytes, otherwise: _Peeked) -> _Peeked:
+    """Return what the proto models of a reply. One of an odd shape was served all the same: `raw_json` has it whole."""
     try:
-        return _OBJECT.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise InvalidRequestError(Violation(field, f"expected a JSON object ({error})")) from error
+        return decoder.decode(body)
+    except (msgspec.DecodeError, RecursionError):
+        return otherwise
 
 
 def _message(message: chat_pb2.ChatMessage, field: str) -> msgspec.Raw:
     if message.raw_json:
         if message.role or message.text:
             raise InvalidRequestError(Violation(field, "expected raw_json alone, or role and text"))
-        _object(message.raw_json, f"{field}.raw_json")
+        body_fields(message.raw_json, f"{field}.raw_json")
         return msgspec.Raw(message.raw_json)
     if message.role not in _ROLES:
         raise InvalidRequestError(Violation(f"{field}.role", "expected a role, or raw_json instead"))
@@ -105,7 +122,7 @@ def _message(message: chat_pb2.ChatMessage, field: str) -> msgspec.Raw:
 
 
 def _extra(extra_json: bytes, forbidden: Iterable[str], field: str) -> dict[str, msgspec.Raw]:
-    extra = _object(extra_json, field) if extra_json else {}
+    extra = body_fields(extra_json, field) if extra_json else {}
     if taken := [name for name in forbidden if name in extra]:
         raise InvalidRequestError(
             Violation(field, f"may not contain {', '.join(taken)}: the request has fields for them")
@@ -276,17 +293,17 @@ def usage_to_proto(input_tokens: int | None, output_tokens: int | None) -> chat_
 
 def reply_to_proto(body: bytes, report: Report) -> router_pb2.CompleteResponse:
     """Return a whole reply; what the proto does not model is in `raw_json`."""
-    reply = _REPLY.decode(body)
+    reply = _peek(_REPLY, body, _Reply())
     return router_pb2.CompleteResponse(
-        id=reply.id,
-        provider_model=reply.model,
+        id=_text(reply.id),
+        provider_model=_text(reply.model),
         choices=[
             chat_pb2.ChatChoice(
                 index=choice.index,
                 message=_message_to_proto(choice.message),
-                finish_reason=choice.finish_reason or "",
+                finish_reason=_text(choice.finish_reason),
             )
-            for choice in reply.choices
+            for choice in reply.choices or ()
         ],
         usage=usage_to_proto(report.input_tokens, report.output_tokens),
         routing=report_to_proto(report),
@@ -295,24 +312,22 @@ def reply_to_proto(body: bytes, report: Report) -> router_pb2.CompleteResponse:
 
 
 def _message_to_proto(raw: msgspec.Raw) -> chat_pb2.ChatMessage:
-    message = _MESSAGE.decode(raw)
-    text = message.content if isinstance(message.content, str) else ""
-    return chat_pb2.ChatMessage(
-        role=_ROLE_VALUES.get(message.role, chat_pb2.ROLE_UNSPECIFIED), text=text, raw_json=bytes(raw)
-    )
+    message = _peek(_MESSAGE, raw, _Message())
+    role = _ROLE_VALUES.get(_text(message.role), chat_pb2.ROLE_UNSPECIFIED)
+    return chat_pb2.ChatMessage(role=role, text=_text(message.content), raw_json=bytes(raw))
 
 
 def chunk_to_proto(chunk: Chunk) -> chat_pb2.ChatChunk:
     """Return one event of a stream."""
-    event = _EVENT.decode(chunk.data)
+    event = _peek(_EVENT, chunk.data, _Event())
     return chat_pb2.ChatChunk(
         deltas=[
             chat_pb2.ChoiceDelta(
                 index=choice.index,
-                text=choice.delta.content if choice.delta and isinstance(choice.delta.content, str) else "",
-                finish_reason=choice.finish_reason or "",
+                text=_text(choice.delta.content) if choice.delta else "",
+                finish_reason=_text(choice.finish_reason),
             )
-            for choice in event.choices
+            for choice in event.choices or ()
         ],
         usage=usage_to_proto(chunk.input_tokens, chunk.output_tokens) if chunk.input_tokens is not None else None,
         raw_json=chunk.data,
@@ -322,7 +337,10 @@ def chunk_to_proto(chunk: Chunk) -> chat_pb2.ChatChunk:
 def embeddings_to_proto(body: bytes, report: Report) -> router_pb2.EmbedResponse:
     """Return embeddings as floats."""
     return router_pb2.EmbedResponse(
-        embeddings=[router_pb2.Embedding(index=e.index, values=e.embedding) for e in _EMBEDDINGS.decode(body).data],
+        embeddings=[
+            router_pb2.Embedding(index=e.index, values=e.embedding)
+            for e in _peek(_EMBEDDINGS, body, _Embeddings()).data
+        ],
         usage=usage_to_proto(report.input_tokens, report.output_tokens),
         routing=report_to_proto(report),
         raw_json=body,

@@ -1,6 +1,5 @@
 """RouterService: each method converts, calls the engine's shell or the completer, and converts back."""
 
-import secrets
 from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing
 from typing import Any
@@ -17,6 +16,7 @@ from service.errors import InvalidRequestError, NotFoundError, ServiceError, Vio
 from service.explain import summary
 from service.history import AttemptSink
 from service.providers.base import Chunk
+from service.request_id import request_id
 from service.router import Decided, Router
 from service.rpc import convert
 from service.rpc.status import abort
@@ -149,7 +149,7 @@ class RouterService(router_pb2_grpc.RouterServiceServicer):
                     decided = self._router.recall(request.decision_id)
                 case "request":
                     decision = self._router.preview(convert.route_request(request.request))
-                    decided = Decided("", "", 1, decision)
+                    decided = self._router.unrecorded(decision)
                 case _:
                     raise InvalidRequestError(Violation("subject", "expected decision_id or request"))  # the same
         except ServiceError as error:
@@ -170,9 +170,9 @@ class RouterService(router_pb2_grpc.RouterServiceServicer):
             ],
             draw=decision.draw,
             panic=decision.panic,
-            thresholds={name: str(value) for name, value in engine.thresholds().items()},
+            thresholds={name: str(value) for name, value in (engine.thresholds() | decided.threshold).items()},
             weights=WEIGHTS[decision.request.objective],
-            forecaster=engine.snapshot.forecaster,
+            forecaster=decided.forecaster,
             summary=summary(decision),
         )
 
@@ -188,11 +188,17 @@ class RouterService(router_pb2_grpc.RouterServiceServicer):
         if not report.HasField("latency"):
             raise InvalidRequestError(Violation(f"{field}.latency", "expected the duration of the call"))
         now = self._router.clock.now()
-        latency_s = report.latency.ToMicroseconds() / 1e6
+        latency_s = convert.seconds(report.latency, f"{field}.latency")
         started = report.start_time.ToMicroseconds() / 1e6 if report.HasField("start_time") else now - latency_s
         streamed = report.HasField("time_to_first_token")
-        ttft_s = report.time_to_first_token.ToMicroseconds() / 1e6 if streamed else None
-        attempt_id = self._router.started(endpoint, at=min(started, now))
+        ttft_s = convert.seconds(report.time_to_first_token, f"{field}.time_to_first_token") if streamed else None
+        if ttft_s is not None and ttft_s > latency_s:
+            raise InvalidRequestError(Violation(f"{field}.time_to_first_token", "expected at most the latency"))
+        limited = report.HasField("retry_after")
+        retry_after_s = convert.seconds(report.retry_after, f"{field}.retry_after") if limited else None
+        if report.output_tokens < 0:
+            raise InvalidRequestError(Violation(f"{field}.output_tokens", "expected 0 or more"))
+        attempt_id = self._router.started(endpoint, streamed=streamed, at=min(started, now))
         result = Finished(
             endpoint.id,
             attempt_id,
@@ -201,7 +207,7 @@ class RouterService(router_pb2_grpc.RouterServiceServicer):
             reply_s=None if streamed else latency_s,
             output_tokens=report.output_tokens,
             generation_s=latency_s - ttft_s if ttft_s is not None else 0.0,
-            retry_after_s=report.retry_after.ToMicroseconds() / 1e6 if report.HasField("retry_after") else None,
+            retry_after_s=retry_after_s,
         )
         self._router.finished(endpoint, result)
         self._record(
@@ -234,10 +240,8 @@ class RouterService(router_pb2_grpc.RouterServiceServicer):
 
 def _request_id(context: Any) -> str:
     """Take the caller's x-request-id, or make one."""
-    for key, value in context.invocation_metadata() or ():
-        if key == "x-request-id" and isinstance(value, str) and value:
-            return value
-    return secrets.token_hex(12)
+    metadata = dict(context.invocation_metadata() or ())
+    return request_id(metadata.get("x-request-id"))
 
 
 def _advice(decided: Decided, replica: str, now: float, latency_s: float) -> RequestRecord:

@@ -1,10 +1,11 @@
 """The gRPC server: RouterService, health and reflection, and the channel arguments that defaults get wrong."""
 
+import asyncio
+from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_health.v1.health import aio as aio_health
 from grpc_reflection.v1alpha import reflection
 from routecast.v1 import router_pb2, router_pb2_grpc
 
@@ -14,25 +15,51 @@ ROUTER = router_pb2.DESCRIPTOR.services_by_name["RouterService"].full_name
 _NAMES = ("", ROUTER)
 
 
-class Health(aio_health.HealthServicer):  # type: ignore[misc]  # grpcio ships no types for it
-    """grpc.health.v1 with Check, Watch and List; grpcio's own asyncio servicer lacks List."""
+class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # grpcio ships no types for it
+    """grpc.health.v1 with Check, Watch and List. Watches end when the server drains: an open one would hold it up."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self._current: dict[str, int] = {}
+        self._status = health_pb2.HealthCheckResponse.NOT_SERVING
+        self._changed = asyncio.Condition()
+        self._draining = False
 
     async def set_serving(self, serving: bool) -> None:
-        """Set the status of the whole server and of each service."""
+        """Set the status of the whole server and of each service, and tell every watcher."""
         statuses = health_pb2.HealthCheckResponse
-        value = statuses.SERVING if serving else statuses.NOT_SERVING
-        for name in _NAMES:
-            self._current[name] = value
-            await self.set(name, value)
+        async with self._changed:
+            self._draining = not serving
+            self._status = statuses.SERVING if serving else statuses.NOT_SERVING
+            self._changed.notify_all()
+
+    async def Check(self, request: health_pb2.HealthCheckRequest, context: Any) -> health_pb2.HealthCheckResponse:  # noqa: N802  # gRPC
+        """Return the status of a service; NOT_FOUND for one this server does not have."""
+        if request.service not in _NAMES:
+            await context.abort(grpc.StatusCode.NOT_FOUND, f"unknown service {request.service!r}")
+        return health_pb2.HealthCheckResponse(status=self._status)
+
+    async def Watch(  # noqa: N802  # gRPC
+        self,
+        request: health_pb2.HealthCheckRequest,
+        context: Any,  # noqa: ARG002  # gRPC
+    ) -> AsyncIterator[health_pb2.HealthCheckResponse]:
+        """Send the status of a service now and at each change; SERVICE_UNKNOWN for one this server does not have."""
+        if request.service not in _NAMES:
+            yield health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.SERVICE_UNKNOWN)
+        told: int | None = None
+        while True:
+            async with self._changed:
+                while self._status == told and not self._draining:
+                    await self._changed.wait()
+                told = self._status
+            if request.service in _NAMES:
+                yield health_pb2.HealthCheckResponse(status=told)
+            if self._draining:
+                return
 
     async def List(self, request: health_pb2.HealthListRequest, context: Any) -> health_pb2.HealthListResponse:  # noqa: ARG002, N802  # gRPC
         """Return the status of every service."""
-        statuses = {name: health_pb2.HealthCheckResponse(status=value) for name, value in self._current.items()}
-        return health_pb2.HealthListResponse(statuses=statuses)
+        status = health_pb2.HealthCheckResponse(status=self._status)
+        return health_pb2.HealthListResponse(statuses=dict.fromkeys(_NAMES, status))
 
 
 class RpcServer:
@@ -69,7 +96,10 @@ class RpcServer:
         await self._health.set_serving(True)
         return port
 
-    async def stop(self, grace_s: float) -> None:
-        """Say NOT_SERVING, take no new calls, and let those in flight finish within the grace period."""
+    async def announce_stop(self) -> None:
+        """Say NOT_SERVING, so that load balancers look elsewhere."""
         await self._health.set_serving(False)
+
+    async def stop(self, grace_s: float) -> None:
+        """Take no new calls, and let those in flight finish within the grace period."""
         await self._server.stop(grace_s)

@@ -124,7 +124,6 @@ def service_config(story: Story, ports: Mapping[str, int], data_dir: Path) -> di
             "reflex": {"ejection_s": 6.0 * pace, "max_ejection_s": 12.0 * pace},
             "failback": {
                 "probe_interval_s": max(0.25, pace),
-                "step_successes": 3,
                 "step_s": 5.0 * pace,
                 "min_hold_s": 12.0 * pace,
             },

@@ -14,7 +14,8 @@ from dataclasses import replace
 from math import inf
 
 from routing.attempts import RequestBudget, refusal_to_retry
-from routing.engine import Action, Engine, Finished, Forecasts, Probe
+from routing.engine import Action, Engine, Finished, Probe
+from routing.forecasts import Forecasts
 from routing.model import Capability, Catalogue, Endpoint, RouteRequest
 from routing.outcomes import Outcome
 from routing.pipeline import decide

@@ -1,4 +1,4 @@
-"""Two real language models behind the real service; the first is killed, and the answers keep coming (F-02)."""
+"""Two real language models behind the real service; the first is killed, and the answers keep coming (F-02, F-05)."""
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
@@ -137,3 +137,15 @@ async def test_a_stream_cut_by_the_kill_ends_honestly_and_the_next_is_whole(stor
     text, report = await _stream(story)
     assert text.strip()
     assert report.provider == "second"
+
+
+async def test_f05_a_conversation_survives_the_kill(story: Story) -> None:
+    """The second model is given what the first was told: its prompt is longer by the whole conversation."""
+    alone = await _complete(story, "What did I say?")
+    opening = await _complete(story, "My name is Ada and I live in Oslo.", session_id="ada")
+    assert opening.routing.provider == "first"
+    await story.first.kill()
+    going_on = await _complete(story, "What did I say?", session_id="ada")
+    assert going_on.routing.provider == "second"
+    added = opening.usage.input_tokens + opening.usage.output_tokens
+    assert going_on.usage.input_tokens > max(added, alone.usage.input_tokens)

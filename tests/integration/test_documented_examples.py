@@ -21,7 +21,7 @@ from service.config_file import load
 from service.main import Ports, running
 from sim.provider_server import ProviderFleet
 from sim.scenario import parse_scenario
-from tests.documents import ROOT, Document, document
+from tests.documents import Document, document
 
 DEADLINE_S = 60.0
 README, FIRST_STEPS = document("README.md"), document("docs/guides/first-steps.md")
@@ -119,10 +119,3 @@ async def test_commands_run(doc: Document, ports: Ports, tmp_path: Path) -> None
             continue
         executable = str(Path(sys.executable).parent / Path(program).name)
         assert await _run(tmp_path, executable, *words, environment=_environment(doc)), command
-
-
-async def test_the_training_example_runs_on_a_history(tmp_path: Path) -> None:
-    """A fresh history has too little evidence: the job says so and what it would need."""
-    (block,) = (block for block in README.blocks("python") if "scoring.job" in block)
-    printed = await _run(tmp_path, sys.executable, "-c", block, environment={"PYTHONPATH": str(ROOT)})
-    assert "not_enough_evidence" in printed

@@ -9,6 +9,7 @@ import grpc
 import pytest
 from google.rpc.error_details_pb2 import BadRequest, ErrorInfo
 from routecast.v1 import chat_pb2, router_pb2, routing_pb2
+from yarl import URL
 
 from sim.faults import FaultKind
 from sim.provider_server import Fault, ProviderFleet
@@ -35,6 +36,7 @@ def _message(**fields: Any) -> Pb.CompleteRequest:
         ("Complete", _message(role=99), "chat.messages[1].role", "expected a role"),
         ("Complete", _message(raw_json=b"{"), "chat.messages[1].raw_json", "expected a JSON object"),
         ("Complete", _message(raw_json=b"[1]"), "chat.messages[1].raw_json", "expected a JSON object"),
+        ("Complete", _message(raw_json=b'{"a":"\xff"}'), "chat.messages[1].raw_json", "expected a JSON object"),
         ("Complete", _message(raw_json=RAW, text="both"), "chat.messages[1]", "expected raw_json alone"),
         ("Complete", _chat(extra_json=b"not json"), "chat.extra_json", "expected a JSON object"),
         ("Complete", _chat(extra_json=b'{"stream":true,"model":"x"}'), "chat.extra_json", "model, stream"),
@@ -95,6 +97,24 @@ async def test_grpc_reports_are_checked_one_by_one(
     assert said in (raised.value.details() or "")
 
 
+@pytest.mark.parametrize(
+    ("field", "seconds"), [("latency", -5.0), ("time_to_first_token", -1.0), ("time_to_first_token", 60.0)]
+)
+async def test_grpc_reports_of_impossible_durations_are_refused(service: Service, field: str, seconds: float) -> None:
+    report = Pb.ReportOutcomeRequest(endpoint_id=f"aurora:{GPT4}", outcome=routing_pb2.OUTCOME_OK)
+    report.latency.FromMilliseconds(10)
+    getattr(report, field).FromMicroseconds(round(seconds * 1e6))
+
+    async def reports() -> Any:
+        yield report
+
+    with pytest.raises(grpc.aio.AioRpcError) as raised:
+        await service.stub.ReportOutcome(reports())
+    assert raised.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    (violation,) = details(raised.value)[BadRequest].field_violations
+    assert violation.field == f"reports[0].{field}"
+
+
 @pytest.mark.parametrize("method", ["Complete", "Route", "Embed", "StreamComplete"])
 async def test_grpc_an_unknown_model_lists_the_known_ones(service: Service, method: str) -> None:
     request: Any = {
@@ -149,6 +169,8 @@ def _body(**fields: Any) -> bytes:
         ("chat/completions", b"", "body", "expected a JSON object"),
         ("chat/completions", b'{"model": ', "body", "expected a JSON object"),
         ("chat/completions", b"[]", "body", "expected a JSON object"),
+        ("chat/completions", b'{"model":"\xff"}', "body", "expected a JSON object"),
+        ("chat/completions", b'{"model":"m","messages":' + b"[" * 200_000, "body", "expected a JSON object"),
         ("chat/completions", b'{"messages":[]}', "model", "expected a non-empty string"),
         ("chat/completions", _body(model=7), "model", "expected a non-empty string"),
         ("chat/completions", _body(model=""), "model", "expected a non-empty string"),
@@ -190,6 +212,8 @@ async def test_http_unknown_paths_and_methods(service: Service, method: str, pat
     async with service.http.request(method, f"{service.url}{path}") as response:
         assert response.status == status
         error = (await response.json())["error"]
+        if status == 405:
+            assert response.headers["allow"]
     assert error["type"] == "invalid_request_error"
     assert path in error["message"]
 
@@ -216,6 +240,13 @@ async def test_http_an_oversize_body_is_413(providers: ProviderFleet, tmp_path: 
         assert (await service.complete()).routing.provider == "aurora"
 
 
+@pytest.mark.parametrize("query", ["a=b c", "a=%20b"])
+async def test_http_odd_queries_neither_break_nor_eject(service: Service, query: str) -> None:
+    url = URL(f"{service.url}/v1/chat/completions?{query.replace(' ', '+')}", encoded=True)
+    async with service.http.post(url, data=_body()) as response:
+        assert response.status == 200
+
+
 @pytest.mark.parametrize("request_id", [b"a\x01b", b"caf\xc3\xa9", b"caf\xe9", b"x" * 6000])
 async def test_http_request_ids_cannot_forge_headers(service: Service, request_id: bytes) -> None:
     """A request id of any length or content is either taken as it is or not at all; it never costs a 500."""
@@ -230,6 +261,15 @@ async def test_http_request_ids_cannot_forge_headers(service: Service, request_i
     await writer.wait_closed()
     assert answer.split(b"\r\n")[0] in (b"HTTP/1.1 200 OK", b"HTTP/1.0 400 Bad Request", b"HTTP/1.1 400 Bad Request")
     assert b"\x01" not in answer.split(b"\r\n\r\n")[0]
+
+
+async def test_unknown_models_do_not_grow_the_metrics(service: Service) -> None:
+    """What callers make up must not become a label: every value of one stays in memory for ever."""
+    for number in range(3):
+        async with service.http.post(f"{service.url}/v1/chat/completions", data=_body(model=f"made-up-{number}")):
+            pass
+    async with service.http.get(f"{service.url}/metrics") as response:
+        assert "made-up" not in await response.text()
 
 
 async def test_http_lists_models_health_and_metrics(service: Service) -> None:

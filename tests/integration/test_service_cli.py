@@ -96,7 +96,7 @@ def test_the_committed_schema_is_the_one_in_force(routecast: Routecast) -> None:
         (GOOD + "server: {grpc: nohost}\n", "server.grpc (line 7): expected host:port"),
         (GOOD + "history: {flush_s: 0}\n", "history.flush_s (line 7): input should be greater than 0, got 0"),
         (GOOD + "history: {flush_s: .nan}\n", "history.flush_s (line 7): input should be"),
-        (GOOD + "policy: {reflex: {error_rate: 2}}\n", "policy.reflex.error_rate (line 7): "),
+        (GOOD + "policy: {reflex: {failing_rate: 2}}\n", "policy.reflex.failing_rate (line 7): "),
         (GOOD + "policy: {reflex: {eror_rate: 1}}\n", "policy.reflex.eror_rate (line 7): unknown field"),
         (GOOD + "policy: {failback: {steps: [0.5, 0.2]}}\n", "policy.failback.steps (line 7): "),
         (GOOD.replace("http://127", "ftp://127"), "providers[0].base_url (line 3): expected an http(s) URL"),
@@ -176,12 +176,12 @@ async def test_analytics_answer_from_the_history_as_tables_and_as_json(routecast
         return found
 
     by_endpoint = {row["endpoint"]: row for row in rows("providers")}
-    assert by_endpoint["aurora:openai/gpt-4"]["outcomes"] == {"ok": 3, "connect_error": 1}
+    assert by_endpoint["aurora:openai/gpt-4"]["outcomes"] == {"ok": 3, "connect_error": 2}
     assert by_endpoint["borealis:openai/gpt-4"]["requests"] == 5
     (departure,) = rows("failovers")
     assert departure["endpoint"] == "aurora:openai/gpt-4"
     (totals,) = rows("summary")
-    assert (totals["requests"], totals["failed"], totals["failed_over"]) == (8, 0, 1)
+    assert (totals["requests"], totals["failed"], totals["failed_over"]) == (8, 0, 2)
     assert rows("forecasts") == []
 
 
@@ -203,6 +203,7 @@ async def test_sql_reads_and_never_writes(routecast: Routecast, recorded: Path) 
         "CREATE TABLE t AS SELECT 1",
         "SELECT 1; DROP VIEW requests",
         "SELECT * FROM read_csv('/etc/passwd')",
+        "SELECT nonsense FROM requests",
         "not sql",
     ):
         ended = routecast("sql", text, *data)

@@ -1,6 +1,5 @@
 """Failover as callers and operators see it: detection by thresholds, the designated secondary, the return."""
 
-import asyncio
 from typing import Any
 
 import grpc
@@ -35,12 +34,12 @@ async def test_f01_error_rate_past_its_threshold_moves_the_model_to_the_secondar
     providers: ProviderFleet, tmp_path: Any
 ) -> None:
     """The log names the metric, what it was, and what it may be."""
-    reflex = {"consecutive_failures": 100, "error_rate": 0.5, "min_attempts": 4, "ejection_s": 300}
+    reflex = {"failing_rate": 0.5, "normal_rate": 0.1, "ejection_s": 300}
     async with in_process(providers, tmp_path, policy={"reflex": reflex}) as service:
         for _ in range(3):
             assert tried((await service.complete()).routing) == [("aurora", "OK")]
         await providers.inject(Fault(kind=FaultKind.SERVER_ERROR, provider="aurora", status=500))
-        for _ in range(3):
+        for _ in range(4):
             assert tried((await service.complete()).routing) == [("aurora", "SERVER_ERROR"), ("borealis", "OK")]
         assert await service.states() == {"aurora": "EJECTED", "borealis": "ACTIVE", "cirrus": "UNKNOWN"}
         await _secondary_serves(service)
@@ -51,39 +50,13 @@ async def test_f01_error_rate_past_its_threshold_moves_the_model_to_the_secondar
         (primary,) = (c for c in explained.candidates if c.provider == "aurora")
         assert primary.exclusion == "health state is ejected"
         assert "aurora" in explained.summary
-        assert explained.thresholds["reflex.error_rate"] == "0.5"
+        assert explained.thresholds["reflex.failing_rate"] == "0.5"
 
         rows = await service.history("SELECT endpoint, event, metric, value, threshold, to_state FROM transitions")
     (moved,) = (row for row in rows if row[1] == "breach")
     assert moved[0].startswith("aurora")
-    assert (moved[2].startswith("error_rate_"), moved[4], moved[5]) == (True, 0.5, "ejected")
-    assert moved[3] >= 0.5
-
-
-async def test_f01_requests_that_hang_past_their_threshold_move_the_model_to_the_secondary(
-    providers: ProviderFleet, tmp_path: Any
-) -> None:
-    """Latency without an answer: the wait itself is the metric, seen before anything times out."""
-    policy = {
-        "reflex": {"hang_floor_s": 0.1, "hang_ratio": 2, "min_hanging": 2},
-        "failback": {"degraded_share": 1e-9, "min_hold_s": 300},
-    }
-    async with in_process(providers, tmp_path, policy=policy) as service:
-        await providers.inject(Fault(kind=FaultKind.HANG, provider="aurora"))
-        hanging = [asyncio.create_task(service.complete()) for _ in range(2)]
-
-        async def degraded() -> bool:
-            return (await service.states())["aurora"] == "DEGRADED"
-
-        await until(degraded)
-        await _secondary_serves(service)
-        for task in hanging:
-            task.cancel()
-        await asyncio.gather(*hanging, return_exceptions=True)
-        rows = await service.history(
-            "SELECT event, metric, value > threshold FROM transitions WHERE to_state = 'degraded'"
-        )
-    assert rows == [("slow", "oldest_waiting_s", True)]
+    assert (moved[2], moved[5]) == ("failure_evidence", "ejected")
+    assert moved[3] >= moved[4] > 0
 
 
 async def test_f02_fallbacks_are_tried_in_the_configured_order(service: Service, providers: ProviderFleet) -> None:
@@ -172,11 +145,12 @@ async def test_f07_all_rate_limited_says_when_to_come_back(service: Service, pro
 
 
 async def test_f08_traffic_returns_after_probes_and_canary(providers: ProviderFleet, tmp_path: Any) -> None:
-    policy = {"reflex": {"ejection_s": 0.1, "consecutive_failures": 1}, "failback": QUICK_RETURN}
+    policy = {"reflex": {"ejection_s": 0.1}, "failback": QUICK_RETURN}
     async with in_process(providers, tmp_path, policy=policy) as service:
         assert (await service.complete()).routing.provider == "aurora"
         await providers.inject(Fault(kind=FaultKind.SERVER_ERROR, provider="aurora"))
-        assert (await service.complete()).routing.provider == "borealis"
+        for _ in range(2):
+            assert (await service.complete()).routing.provider == "borealis"
         before = len(providers.requests("aurora"))
         await providers.until(lambda: len(providers.requests("aurora")) > before)  # the probe that fails
         await providers.clear()
@@ -201,7 +175,6 @@ async def test_f08_traffic_returns_after_probes_and_canary(providers: ProviderFl
         ("active", "ejected", "breach", "reflex"),
         ("ejected", "probing", "ejection_over", "plan"),
     ]
-    assert ("probing", "ejected", "probe_failed", "plan") in moves
     assert moves[-2:] == [("probing", "canary", "probes_passed", "plan"), ("canary", "active", "plan_done", "plan")]
     assert probes == [("ok",), ("server_error",)]
 

@@ -1,9 +1,11 @@
 """What a caller sends is what the provider that serves it receives, byte for byte, whoever that is (F-17)."""
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
 
+import grpc
 import msgspec
 import pytest
 from routecast.v1 import chat_pb2, router_pb2
@@ -17,6 +19,7 @@ from tests.service_under_test import (
     as_process,
     config_for,
     in_process,
+    stream_request,
     tried,
     write_config,
 )
@@ -76,8 +79,8 @@ async def test_f17_429_from_the_primary_is_served_by_the_secondary_over_http(
     assert len(providers.requests("aurora")) == asked
     explained = await service.explain(following.routing.attempts[0].decision_id)
     (primary,) = (c for c in explained.candidates if c.provider == "aurora")
-    assert primary.exclusion.startswith("rate limited for another")
-    assert "rate limited for another" in explained.summary
+    assert primary.exclusion.startswith("rate limited until")
+    assert "rate limited until" in explained.summary
 
     attempts = "SELECT number, provider, outcome, http_status FROM attempts ORDER BY time LIMIT 2"
     assert await service.history(attempts) == [(1, "aurora", "rate_limited", 429), (2, "borealis", "ok", 200)]
@@ -99,7 +102,7 @@ async def test_f17_the_body_arrives_byte_for_byte_over_http(service: Service, pr
         "cookie": "secret=1",
         "content-type": "application/json",
     }
-    path = "/v1/chat/completions?api-version=2024-06-01&x=1"
+    path = "/v1/chat/completions?api-version=2024-06-01&x=%2Fy%26z%20w"
     url = URL(f"{service.url}{path}", encoded=True)
     async with service.http.post(url, data=body, headers=headers) as response:
         assert response.status == 200
@@ -172,6 +175,68 @@ async def test_f17_the_answer_comes_back_byte_for_byte(providers: ProviderFleet,
     assert reply.choices[0].finish_reason == "tool_calls"
     assert b'"reasoning":"hm"' in reply.choices[0].message.raw_json
     assert (reply.usage.input_tokens, reply.usage.output_tokens) == (3, 2)
+
+
+ODD_CHOICE: dict[str, Any] = {"index": 0, "finish_reason": "stop", "logprobs": None}
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"id": None, "model": None},
+        {"id": 7, "created": "now"},
+        {
+            "choices": [
+                ODD_CHOICE | {"message": {"role": None, "content": "hi"}, "delta": {"role": None, "content": "hi"}}
+            ]
+        },
+        {"choices": [ODD_CHOICE | {"message": None, "delta": None}]},
+        {"usage": {"prompt_tokens": "many"}},
+    ],
+)
+async def test_f17_answers_of_odd_shape_reach_a_grpc_caller_all_the_same(
+    providers: ProviderFleet, tmp_path: Path, odd: dict[str, Any]
+) -> None:
+    """Servers take liberties with fields that routing does not need; `raw_json` carries them."""
+    said = {"role": "assistant", "content": "hi"}
+    body = {"id": "x", "model": "m", "choices": [ODD_CHOICE | {"message": said, "delta": said}]} | odd
+    answer = json.dumps(body).encode()
+
+    async def script(exchange: Exchange) -> None:
+        if b'"stream":true' in exchange.body:
+            await exchange.respond(b"data: " + answer + b"\n\ndata: [DONE]\n\n", "Content-Type: text/event-stream")
+        else:
+            await exchange.respond(answer, "Content-Type: application/json")
+
+    async with WireServer(script) as server:
+        sections: dict[str, Any] = {
+            "providers": [{"name": "odd", "base_url": server.url}],
+            "models": [{"id": GPT4, "endpoints": [{"provider": "odd", "provider_model": "m"}]}],
+        }
+        async with in_process(providers, tmp_path, **sections) as service:
+            assert (await service.complete(session_id="s")).raw_json == answer
+            messages = [message async for message in service.stub.StreamComplete(stream_request(session_id="s"))]
+    assert [message.chunk.raw_json for message in messages[:-1]] == [answer]
+
+
+async def test_an_answer_that_surprises_the_service_is_still_accounted_for(
+    providers: ProviderFleet, tmp_path: Path
+) -> None:
+    """Whatever goes wrong, an attempt that was begun is ended: else it would count as in flight for ever."""
+    event = b'{"choices":[{"index":0,"delta":{"tool_calls":["what?"]},"finish_reason":"stop"}]}'
+
+    async def script(exchange: Exchange) -> None:
+        await exchange.respond(b"data: " + event + b"\n\ndata: [DONE]\n\n", "Content-Type: text/event-stream")
+
+    async with WireServer(script) as server:
+        sections: dict[str, Any] = {
+            "providers": [{"name": "odd", "base_url": server.url}],
+            "models": [{"id": GPT4, "endpoints": [{"provider": "odd", "provider_model": "m"}]}],
+        }
+        async with in_process(providers, tmp_path, **sections) as service:
+            with contextlib.suppress(grpc.aio.AioRpcError):
+                _ = [message async for message in service.stub.StreamComplete(stream_request(session_id="s"))]
+            assert await service.history("SELECT count(*) FROM attempts") == [(1,)]
 
 
 async def test_f17_a_providers_refusal_of_the_request_passes_through(service: Service) -> None:

@@ -1,5 +1,6 @@
 """F-01 by latency: parts as `service.main` joins them, on a clock that a test may set forward, over real sockets."""
 
+import asyncio
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from service.walk import Completion, Report
 from sim.faults import FaultKind
 from sim.provider_server import Fault, ProviderFleet
 from sim.scenario import parse_scenario
-from tests.service_under_test import GPT4, SCENARIO, config_for, write_config
+from tests.service_under_test import GPT4, SCENARIO, config_for, until, write_config
 
 BASELINE = 25
 FIELDS = {
@@ -96,3 +97,25 @@ async def test_f01_latency_past_its_threshold_moves_the_model_to_the_secondary(p
     assert primary.candidate.facts.state is State.DEGRADED
     assert primary.candidate.facts.latency_ratio >= parts.router.engine.policy.reflex.latency_ratio
     assert primary.candidate.contributions["steadiness"] <= 1 / parts.router.engine.policy.reflex.latency_ratio
+
+
+async def test_f01_requests_that_hang_past_their_threshold_move_the_model_to_the_secondary(parts: Parts) -> None:
+    """Latency without an answer: the wait itself is the metric, seen before anything times out."""
+    for _ in range(BASELINE):
+        assert (await parts.served_by()).endpoint.provider == "aurora"
+    parts.clock.leap(90)
+    await parts.fleet.inject(Fault(kind=FaultKind.HANG, provider="aurora"))
+    hanging = [asyncio.create_task(parts.served_by()) for _ in range(2)]
+    window = parts.router.engine.window_of(f"aurora:{GPT4}")
+
+    async def both_wait() -> bool:
+        return window.in_flight == len(hanging)
+
+    await until(both_wait)
+    parts.clock.leap(5)
+    parts.router.tick()
+    assert parts.router.engine.health_of(f"aurora:{GPT4}").state is State.DEGRADED
+    assert (await parts.served_by()).endpoint.provider == "borealis"
+    for task in hanging:
+        task.cancel()
+    await asyncio.gather(*hanging, return_exceptions=True)

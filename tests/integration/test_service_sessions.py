@@ -1,5 +1,6 @@
 """Sessions (F-05): whoever serves the next turn receives the complete conversation, byte for byte."""
 
+import asyncio
 import json
 from typing import Any
 
@@ -9,6 +10,7 @@ from google.rpc.error_details_pb2 import BadRequest
 from routecast.v1 import chat_pb2
 
 from sim.faults import FaultKind
+from sim.openai_wire import history_digest
 from sim.provider_server import Fault, ProviderFleet
 from tests.service_under_test import GPT4, Service, details, in_process, stream_request, user
 from tests.wire_server import Exchange, WireServer
@@ -27,6 +29,34 @@ def _raw(message: bytes) -> chat_pb2.ChatMessage:
 def _messages(providers: ProviderFleet, name: str) -> list[Any]:
     found: list[Any] = json.loads(providers.requests(name)[-1].body)["messages"]
     return found
+
+
+async def test_f05_the_fallback_receives_the_complete_history(service: Service, providers: ProviderFleet) -> None:
+    first = await service.complete(user("my name is Ada"), session_id="s1")
+    assert first.routing.provider == "aurora"
+    assert first.routing.session_id == "s1"
+    await providers.inject(Fault(kind=FaultKind.SERVER_ERROR, provider="aurora"))
+    second = await service.complete(user("who am I?"), session_id="s1")
+    assert second.routing.provider == "borealis"
+    received = _messages(providers, "borealis")
+    assert received == [
+        {"role": "user", "content": "my name is Ada"},
+        json.loads(first.choices[0].message.raw_json),
+        {"role": "user", "content": "who am I?"},
+    ]
+    # The primary had been sent the very same conversation, and the answer names what the fallback had seen.
+    assert _messages(providers, "aurora") == received
+    assert f"received 3 messages, digest {history_digest(received)}" in second.choices[0].message.text
+
+
+async def test_f05_tool_turns_survive_the_move_byte_for_byte(service: Service, providers: ProviderFleet) -> None:
+    await service.complete(user("weather?"), _raw(TOOL_CALL), _raw(TOOL_RESULT), session_id="tools")
+    await providers.inject(Fault(kind=FaultKind.REFUSE, provider="aurora"))
+    reply = await service.complete(user("thanks"), session_id="tools")
+    assert reply.routing.provider == "borealis"
+    body = providers.requests("borealis")[-1].body
+    assert TOOL_CALL + b"," + TOOL_RESULT in body
+    assert len(_messages(providers, "borealis")) == 5
 
 
 async def test_f05_a_streamed_answer_is_part_of_the_history(service: Service, providers: ProviderFleet) -> None:
@@ -94,6 +124,12 @@ async def test_f05_a_failed_turn_leaves_the_history_as_it_was(service: Service, 
     assert [m["content"] for m in _messages(providers, reply.routing.provider) if m["role"] == "user"] == ["one", "two"]
 
 
+async def test_f05_turns_of_one_session_wait_for_each_other(service: Service, providers: ProviderFleet) -> None:
+    await asyncio.gather(*(service.complete(user(f"turn {n}"), session_id="s4") for n in range(5)))
+    sizes = sorted(len(json.loads(request.body)["messages"]) for request in providers.requests("aurora"))
+    assert sizes == [1, 3, 5, 7, 9]
+
+
 async def test_f05_sessions_are_kept_apart(service: Service, providers: ProviderFleet) -> None:
     await service.complete(user("a"), session_id="left")
     await service.complete(user("b"), session_id="right")
@@ -111,3 +147,13 @@ async def test_f14_a_conversation_past_its_bound_is_refused_with_the_field(
         (violation,) = details(raised.value)[BadRequest].field_violations
         assert violation.field == "session_id"
         assert "expected at most 1024" in violation.description
+
+
+async def test_f05_an_expired_or_crowded_out_session_starts_anew(providers: ProviderFleet, tmp_path: Any) -> None:
+    async with in_process(providers, tmp_path, sessions={"max_sessions": 2}) as service:
+        for name in ("first", "second", "third"):
+            await service.complete(user("hi"), session_id=name)
+        await service.complete(user("again"), session_id="first")
+        assert len(_messages(providers, "aurora")) == 1
+        await service.complete(user("again"), session_id="third")
+        assert len(_messages(providers, "aurora")) == 3

@@ -88,8 +88,14 @@ async def test_a_provider_that_sends_headers_and_no_token_is_left_in_time(
 
 @pytest.mark.parametrize(("kind", "outcome"), [(FaultKind.TRUNCATE, "TRUNCATED"), (FaultKind.MALFORMED, "MALFORMED")])
 async def test_a_stream_that_breaks_says_so_and_never_looks_whole(
-    service: Service, providers: ProviderFleet, kind: FaultKind, outcome: str
+    providers: ProviderFleet, tmp_path: Any, kind: FaultKind, outcome: str
 ) -> None:
+    patient = {"reflex": {"false_alarm_every_s": 1e12}}
+    async with in_process(providers, tmp_path, policy=patient) as service:
+        await _breaks_openly(service, providers, kind, outcome)
+
+
+async def _breaks_openly(service: Service, providers: ProviderFleet, kind: FaultKind, outcome: str) -> None:
     await providers.inject(Fault(kind=kind, provider="aurora"))
     call = service.stub.StreamComplete(stream_request(extra=LONG))
     received = []

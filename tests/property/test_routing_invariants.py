@@ -1,20 +1,24 @@
 """Whatever happens in whatever order, while time moves forward: the invariants of the core hold after every step."""
 
+from dataclasses import replace
 from math import isfinite
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from routing.engine import Engine, Finished, Forecasts
-from routing.health import TABLE, State
+from routing.attempts import RequestBudget, first_byte_timeout_s, refusal_to_retry
+from routing.engine import Engine, Finished, Probe
+from routing.forecasts import Forecasts
+from routing.health import TABLE, Event, State, Transition
 from routing.model import Objective, RouteRequest
 from routing.outcomes import Outcome
-from routing.pipeline import decide
+from routing.pipeline import Decision, decide
+from routing.policy import AttemptPolicy, FailbackKind, FailbackPolicy, Policy
 from routing.snapshot import Snapshot
 from tests.routing_world import MODEL, engine_of, transitions_of
 
 NAMES = ("a", "b", "c")
-FRACTION = st.floats(0.0, 1.0)
+RISK = st.one_of(st.floats(0.0, 1.0), st.sampled_from([float("nan"), float("inf"), -0.5, 1.5]))
 DURATION = st.floats(0.0, 700.0)
 GAP = st.one_of(st.floats(0.0, 2.0), st.floats(2.0, 90.0), st.sampled_from([0.0, 300.0, 4000.0]))
 FINISHED = st.builds(
@@ -28,12 +32,15 @@ FINISHED = st.builds(
     generation_s=DURATION,
     retry_after_s=st.one_of(st.none(), DURATION),
 )
-RISKS = st.dictionaries(st.sampled_from([*NAMES, "gone"]), FRACTION)
+RISKS = st.dictionaries(st.sampled_from([*NAMES, "gone"]), RISK)
 STEP = st.one_of(
-    st.tuples(st.just("started"), st.sampled_from(NAMES)),
+    st.tuples(st.just("started"), st.tuples(st.sampled_from(NAMES), st.sampled_from(["x", "y"]), st.booleans())),
     st.tuples(st.just("finished"), FINISHED),
     st.tuples(st.just("probed"), FINISHED),
-    st.tuples(st.just("forecast"), RISKS),
+    st.tuples(st.just("forecast"), st.tuples(st.floats(0.0, 10.0), RISKS)),
+    st.tuples(st.just("withdraw"), st.none()),
+    st.tuples(st.just("drain"), st.sampled_from(NAMES)),
+    st.tuples(st.just("restore"), st.sampled_from(NAMES)),
     st.tuples(st.just("tick"), st.none()),
 )
 STEPS = st.lists(st.tuples(GAP, st.integers(1, 6), STEP), max_size=40)
@@ -47,26 +54,35 @@ REQUEST = st.builds(
 )
 
 
-def _do(engine: Engine, kind: str, value: object, now: float) -> None:
+def _do(engine: Engine, kind: str, value: object, now: float) -> list[Transition]:
     before = {name: engine.health_of(name).state for name in NAMES}
     match kind, value:
-        case "started", str(name):
-            engine.started(name, "x", now)
+        case "started", (str(name), str(attempt), bool(streamed)):
+            engine.started(name, attempt, now, streamed=streamed)
             actions = []
         case "finished", Finished() as result:
             actions = engine.finished(result, now)
         case "probed", Finished() as result:
             actions = engine.probed(result, now)
-        case "forecast", dict(risks):
-            actions = engine.forecast(Forecasts(now, "m", 0.5, risks), now)
+        case "forecast", (float(age_s), dict(risks)):
+            actions = engine.forecast(Forecasts(now - age_s, "m", 0.5, risks), now)
+        case "withdraw", _:
+            engine.withdraw_forecast()
+            actions = []
+        case "drain", str(name):
+            actions = engine.drain(name, "kim", now)
+        case "restore", str(name):
+            actions = engine.restore(name, "kim", now)
         case _:
             actions = engine.tick(now)
-    for transition in transitions_of(actions):
+    transitions = transitions_of(actions)
+    for transition in transitions:
         assert before[transition.endpoint_id] is transition.from_state, "every change of state is told"
         assert TABLE[transition.from_state, transition.event] is transition.to_state
         assert isfinite(transition.cause.value)
         before[transition.endpoint_id] = transition.to_state
     assert before == {name: engine.health_of(name).state for name in NAMES}, "no change of state goes untold"
+    return transitions
 
 
 def _run(steps: list[tuple[float, int, tuple[str, object]]]) -> tuple[Engine, float]:
@@ -108,7 +124,7 @@ def test_every_decision_is_sound_and_can_be_repeated(
         assert bool(considered.exclusion) == bool(considered.excluded_by)
         assert not (considered.exclusion and considered.share)
     if decision.chosen is None:
-        assert decision.retry_after_s is None or decision.retry_after_s > 0
+        assert decision.retry_after_s is None or decision.retry_after_s >= 0
         assert all(c.exclusion for c in decision.considered)
         return
     facts = decision.chosen.facts
@@ -116,6 +132,7 @@ def test_every_decision_is_sound_and_can_be_repeated(
     assert facts.endpoint.id not in request.excluded
     assert facts.blocked_until <= now + later
     assert decision.panic or facts.state not in (State.EJECTED, State.PROBING)
+    assert facts.state is not State.DRAINING
 
 
 @settings(max_examples=100, deadline=None)
@@ -156,8 +173,10 @@ def _bytes(engine: Engine) -> int:
     total = 0
     for name in NAMES:
         window = engine.window_of(name)
-        parts = (window._totals, window._seconds._rows, window._minutes._rows, window._latency._counts)
-        total += sum(part.buffer_info()[1] * part.itemsize for part in parts)
+        sketches = (window._ttft.quantiles, window._reply.quantiles)
+        totals = (window._totals, window._seconds._rows, window._minutes._rows)
+        total += sum(part.buffer_info()[1] * part.itemsize for part in totals)
+        total += sum(part.buffer_info()[1] * part.itemsize for s in sketches for part in (*s._slots, s._merged))
     return total
 
 
@@ -166,6 +185,111 @@ def _bytes(engine: Engine) -> int:
 def test_the_memory_of_an_endpoint_is_bounded(steps: list[tuple[float, int, tuple[str, object]]]) -> None:
     fresh = _bytes(engine_of(*NAMES))
     engine, _ = _run(steps)
-    assert _bytes(engine) == fresh <= len(NAMES) * 56_000
+    assert _bytes(engine) == fresh <= len(NAMES) * 90 * 1024
     for name in NAMES:
         assert engine.window_of(name).in_flight <= sum(times for _, times, (kind, _) in steps if kind == "started")
+
+
+DECISION = st.tuples(st.floats(0.0, 30.0), REQUEST, st.floats(0.0, 1.0, exclude_max=True))
+
+
+@settings(max_examples=150, deadline=None)
+@given(STEPS, st.lists(DECISION, min_size=1, max_size=12))
+def test_a_decision_computed_again_from_its_record_is_the_same_through_the_memory_of_plans(
+    steps: list[tuple[float, int, tuple[str, object]]], requests: list[tuple[float, RouteRequest, float]]
+) -> None:
+    engine, now = _run(steps)
+    snapshot = engine.snapshot
+    made = []
+    for gap_s, request, draw in requests:
+        now += gap_s
+        made.append(decide(snapshot, request, now, draw))
+    for decision in made:
+        replayed = decide(replace(snapshot, plans={}), decision.request, decision.time, decision.draw)
+        assert _outcome(replayed) == _outcome(decision)
+
+
+def _outcome(decision: Decision) -> tuple[object, ...]:
+    """All of a decision but the wording of its exclusions, which counts the seconds from the plan's making."""
+    considered = [(c.candidate, c.share, c.excluded_by) for c in decision.considered]
+    return (decision.chosen, decision.propensity, decision.panic, decision.retry_after_s, considered)
+
+
+TROUBLE = st.one_of(
+    st.sampled_from([Outcome.OK, Outcome.SERVER_ERROR, Outcome.CONNECT_ERROR, Outcome.TIMEOUT]),
+    st.sampled_from(["slow", "risk", "tick"]),
+)
+HISTORY = st.lists(st.tuples(st.sampled_from([0.0, 0.3, 1.0, 4.0]), st.integers(1, 8), TROUBLE), max_size=120)
+
+
+@settings(max_examples=150, deadline=None)
+@given(HISTORY, st.sampled_from(FailbackKind))
+def test_f06_no_endpoint_switches_back_before_its_hold_and_holds_grow(
+    history: list[tuple[float, int, Outcome | str]], kind: FailbackKind
+) -> None:
+    """What left stays away for its hold, twice as long for each relapse; and every full return took its steps."""
+    policy = Policy(failback=FailbackPolicy(kind, ramp_step=0.3))
+    engine, now = engine_of("a", "b", policy=policy), 10_000.0
+    left: list[Transition] = []
+    for gap_s, times, what in history:
+        for _ in range(times):
+            now += gap_s
+            for transition in _trouble(engine, what, now):
+                _check_hold(transition, left, policy)
+
+
+def _trouble(engine: Engine, what: Outcome | str, now: float) -> list[Transition]:
+    actions = []
+    match what:
+        case "risk":
+            actions += engine.forecast(Forecasts(now, "m", 0.5, {"a": 0.9}), now)
+        case "slow":
+            actions += engine.finished(Finished("a", "x", Outcome.OK, ttft_s=9.0), now)
+        case Outcome() as outcome:
+            ttft_s = 0.2 if outcome is Outcome.OK else None
+            actions += engine.finished(Finished("a", "x", outcome, ttft_s=ttft_s), now)
+    actions += engine.tick(now)
+    if what is Outcome.OK:
+        for action in [a for a in actions if isinstance(a, Probe)]:
+            actions += engine.probed(Finished(action.endpoint.id, "p", Outcome.OK), now)
+    return [t for t in transitions_of(actions) if t.endpoint_id == "a"]
+
+
+def _check_hold(transition: Transition, left: list[Transition], policy: Policy) -> None:
+    reflex, failback = policy.reflex, policy.failback
+    match transition.to_state:
+        case State.EJECTED | State.DEGRADED:
+            left.append(transition)
+        case State.PROBING:
+            assert transition.time - left[-1].time >= reflex.ejection_s
+        case State.CANARY if transition.event is Event.CALM:
+            relapses = sum(transition.time - t.time < reflex.forgive_s for t in left) - 1
+            longest = min(failback.min_hold_s * 2**relapses, failback.max_hold_s)
+            assert transition.time - left[-1].time >= longest
+        case State.ACTIVE if left:
+            assert transition.time - left[-1].time >= reflex.ejection_s + len(failback.shares()) * failback.step_s
+        case _:
+            pass
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.lists(st.tuples(st.floats(0.0, 1.0), st.booleans(), st.sampled_from(Outcome)), max_size=8),
+    st.floats(0.01, 400.0),
+    st.integers(1, 6),
+)
+def test_no_attempt_begins_or_lasts_beyond_the_deadline(
+    walk: list[tuple[float, bool, Outcome]], deadline_s: float, max_attempts: int
+) -> None:
+    """Each attempt uses some share of the wait it was given; the next may begin only when nothing refuses it."""
+    policy, now = AttemptPolicy(max_attempts=max_attempts), 1000.0
+    budget = RequestBudget(now + deadline_s, idempotent=True)
+    for made, (used, streamed, outcome) in enumerate(walk, start=1):
+        assert now < budget.deadline
+        limit_s = first_byte_timeout_s(budget, policy, now, streamed=streamed, others_left=made < max_attempts)
+        assert 0 < limit_s <= budget.deadline - now + 1e-9
+        now += used * limit_s
+        if refusal_to_retry(outcome, made, False, budget, policy, now):
+            break
+    else:
+        assert len(walk) < max_attempts

@@ -41,7 +41,7 @@ def test_an_unknown_parameter_is_told_with_the_known_ones(name: str) -> None:
         ("litellm", "failed_share", 1.1, r"a fraction in \[0, 1\]"),
         ("smg", "max_failures", -1, "a finite number of 0 or more"),
         ("smg", "max_failures", 2.5, "a whole number"),
-        ("routecast-reflex", "reflex.consecutive_failures", 2.5, "a whole number"),
+        ("routecast-reflex", "reflex.min_hanging", 2.5, "a whole number"),
         ("routecast-reflex", "attempts.ttft_timeout_s", 200.0, "room for max_attempts"),
     ],
 )
@@ -51,8 +51,8 @@ def test_a_value_out_of_range_is_refused(name: str, parameter: str, value: float
 
 
 def test_the_core_s_own_checks_hold_for_routecast_s_parameters() -> None:
-    with pytest.raises(PolicyError, match=r"error_rate = 1\.5"):
-        make("routecast-reflex", endpoints(2), 0, {"reflex.error_rate": 1.5})
+    with pytest.raises(PolicyError, match=r"failing_rate = 1\.5"):
+        make("routecast-reflex", endpoints(2), 0, {"reflex.failing_rate": 1.5})
 
 
 def test_endpoints_must_come_in_their_order() -> None:

@@ -2,14 +2,15 @@
 
 import pytest
 
-from routing.engine import Engine, Finished, Forecasts, Probe
+from routing.engine import Engine, Finished
 from routing.errors import CatalogueError, UnknownEndpointError, UnknownModelError
+from routing.forecasts import Forecasts
 from routing.health import Actor, Event, State
 from routing.model import Catalogue, RouteRequest
 from routing.outcomes import Outcome
 from routing.pipeline import decide
 from routing.policy import ForecastPolicy, Policy
-from tests.routing_world import MODEL, endpoint, engine_of, observe, transitions_of
+from tests.routing_world import MODEL, eject, endpoint, engine_of, observe, transitions_of
 
 NOW = 1000.0
 
@@ -28,12 +29,12 @@ def test_f01_an_ejection_is_visible_to_the_very_next_decision() -> None:
     observe(engine, "primary", Outcome.OK, NOW)
     before = engine.snapshot
     assert _chosen(engine, NOW) == "primary"
-    for _ in range(2):
-        assert observe(engine, "primary", Outcome.SERVER_ERROR, NOW + 1) == []
+    assert observe(engine, "primary", Outcome.SERVER_ERROR, NOW + 1) == []
     (transition,) = transitions_of(observe(engine, "primary", Outcome.SERVER_ERROR, NOW + 1))
     assert _chosen(engine, NOW + 1) == "secondary"
     assert (transition.from_state, transition.to_state, transition.actor) == (State.ACTIVE, State.EJECTED, Actor.REFLEX)
-    assert transition.cause.metric == "consecutive_failures"
+    assert transition.cause.metric == "failure_evidence"
+    assert transition.cause.value >= transition.cause.threshold
     assert engine.snapshot.version > before.version
     assert before.candidates(MODEL)[0].facts.state is State.ACTIVE, "a snapshot in someone's hands never changes"
 
@@ -94,6 +95,91 @@ def test_f06_a_degraded_endpoint_stays_so_for_the_minimum_hold() -> None:
     assert [t.event for t in transitions_of(engine.tick(NOW + hold_s))] == [Event.CALM]
 
 
+@pytest.mark.parametrize("risk", [float("nan"), float("inf"), 1.0000001, -0.1])
+def test_f20_a_risk_that_is_no_probability_breaks_neither_the_tick_nor_an_ejection(risk: float) -> None:
+    engine = engine_of("a", "b", now=NOW)
+    assert engine.forecast(_forecast(NOW, a=risk, b=0.1), NOW) == []
+    engine.tick(NOW + 1)
+    assert [c.facts.risk for c in engine.snapshot.candidates(MODEL)] == [None, 0.1], "the sound ones count"
+    eject(engine, "a", NOW + 1)
+    assert _chosen(engine, NOW + 1) == "b"
+
+
+def test_f20_a_forecast_that_is_old_when_it_arrives_is_not_acted_on() -> None:
+    engine = engine_of("a", "b", now=NOW)
+    max_age_s = engine.policy.forecast.max_age_s
+    assert engine.forecast(_forecast(NOW - max_age_s - 0.1, a=0.9), NOW) == []
+    engine.tick(NOW)
+    assert engine.snapshot.candidates(MODEL)[0].facts.risk is None
+    assert transitions_of(engine.forecast(_forecast(NOW - max_age_s, a=0.9), NOW)) != []
+
+
+def test_f20_forecasts_out_of_order_count_by_their_time() -> None:
+    engine = engine_of("a", "b", now=NOW)
+    engine.forecast(_forecast(NOW, a=0.1), NOW)
+    assert engine.forecast(_forecast(NOW - 1, a=0.9), NOW + 0.1) == []
+    engine.tick(NOW + 1)
+    assert engine.snapshot.candidates(MODEL)[0].facts.risk == 0.1
+
+
+def test_f20_a_withdrawn_forecast_is_no_reason_any_more() -> None:
+    engine = engine_of("a", "b", now=NOW)
+    engine.forecast(_forecast(NOW, a=0.9), NOW)
+    engine.withdraw_forecast()
+    hold_s = engine.policy.failback.min_hold_s
+    assert transitions_of(engine.tick(NOW + 1)) == [], "the hold stands"
+    facts = engine.snapshot.candidates(MODEL)[0].facts
+    assert (facts.risk, engine.snapshot.forecaster, engine.snapshot.threshold) == (None, "", None)
+    assert [t.event for t in transitions_of(engine.tick(NOW + hold_s))] == [Event.CALM]
+
+
+def test_f06_a_forecast_lets_a_return_settle_before_it_doubts_again() -> None:
+    engine = engine_of("a", "b", now=NOW)
+    back, settle_s = NOW + engine.policy.failback.min_hold_s, engine.policy.forecast.settle_s
+    engine.forecast(_forecast(NOW, a=0.9), NOW)
+    engine.tick(back)
+    assert engine.health_of("a").state is State.CANARY
+    early, settled = back + settle_s - 0.1, back + settle_s
+    assert engine.forecast(_forecast(early, a=0.9), early) == []
+    assert [t.to_state for t in transitions_of(engine.forecast(_forecast(settled, a=0.9), settled))] == [State.DEGRADED]
+
+
+def test_f06_doubts_that_return_are_held_twice_as_long() -> None:
+    engine = engine_of("a", "b", policy=Policy(forecast=ForecastPolicy(settle_s=0.0)), now=NOW)
+    hold_s = engine.policy.failback.min_hold_s
+    engine.forecast(_forecast(NOW, a=0.9), NOW)
+    engine.tick(NOW + hold_s)
+    assert engine.health_of("a").state is State.CANARY
+    engine.forecast(_forecast(NOW + hold_s, a=0.9), NOW + hold_s)
+    assert transitions_of(engine.tick(NOW + 3 * hold_s - 0.1)) == []
+    assert [t.event for t in transitions_of(engine.tick(NOW + 3 * hold_s))] == [Event.CALM]
+
+
+def test_f01_the_first_doubt_in_a_limited_endpoint_is_seen_at_once_recorded_and_held() -> None:
+    engine = engine_of("a", "b", now=NOW)
+    observe(engine, "a", Outcome.OK, NOW)
+    engine.finished(Finished("a", "x", Outcome.RATE_LIMITED, retry_after_s=0.0), NOW)
+    assert engine.tick(NOW + 1) == []
+    assert engine.snapshot.candidates(MODEL)[0].facts.admission == pytest.approx(0.6)
+    (doubt,) = transitions_of(engine.forecast(_forecast(NOW + 1, a=0.95), NOW + 1))
+    assert (doubt.from_state, doubt.to_state, doubt.event) == (State.DEGRADED, State.DEGRADED, Event.FORECAST)
+    assert (doubt.cause.metric, doubt.cause.value) == ("risk", 0.95)
+    assert engine.snapshot.candidates(MODEL)[0].facts.admission == pytest.approx(0.1 * 0.6)
+    assert engine.forecast(_forecast(NOW + 2, a=0.99), NOW + 2) == [], "told once"
+    engine.forecast(_forecast(NOW + 3, a=0.0), NOW + 3)
+    events = [t.event for second in range(3, 17) for t in transitions_of(engine.tick(NOW + second))]
+    assert events == [Event.CALM], "not relieved by the quota: it must earn its traffic back"
+    assert engine.health_of("a").entered_at == NOW + 16
+
+
+def test_f17_a_longer_retry_after_within_a_pause_is_honoured() -> None:
+    engine = engine_of("a", "b", now=NOW)
+    engine.finished(Finished("a", "x", Outcome.RATE_LIMITED, retry_after_s=1.0), NOW)
+    engine.finished(Finished("a", "y", Outcome.RATE_LIMITED, retry_after_s=60.0), NOW + 0.5)
+    assert _chosen(engine, NOW + 60.4, draw=0.0) == "b"
+    assert _chosen(engine, NOW + 60.5, draw=0.0) == "a"
+
+
 def test_f20_a_forecast_that_stopped_coming_is_no_reason_any_more() -> None:
     engine = engine_of("a", now=NOW)
     engine.forecast(_forecast(NOW, a=0.9), NOW)
@@ -117,72 +203,26 @@ def test_a_forecast_of_an_endpoint_that_left_the_catalogue_is_ignored() -> None:
     assert engine_of("a").forecast(_forecast(0.0, gone=0.99), 0.0) == []
 
 
+def test_f07_panic_in_the_second_of_an_ejection_already_knows_who_fails_least() -> None:
+    engine = engine_of("a", "b", now=NOW)
+    for _ in range(50):
+        observe(engine, "b", Outcome.OK, NOW)
+    eject(engine, "a", NOW)
+    for _ in range(3):
+        observe(engine, "b", Outcome.SERVER_ERROR, NOW)
+    assert {engine.health_of(name).state for name in "ab"} == {State.EJECTED}
+    assert _chosen(engine, NOW) == "b"
+
+
 @pytest.mark.parametrize("trouble", ["forecast", "outage"])
 def test_f07_a_single_endpoint_stays_in_use(trouble: str) -> None:
     engine = engine_of("only", now=NOW)
     if trouble == "forecast":
         engine.forecast(_forecast(NOW, only=0.99), NOW)
     else:
-        observe(engine, "only", Outcome.CONNECT_ERROR, NOW)
+        eject(engine, "only", NOW)
     assert engine.health_of("only").state in (State.DEGRADED, State.EJECTED)
     assert _chosen(engine, NOW) == "only"
-
-
-def test_f08_an_ejected_endpoint_is_probed_after_its_time_and_spaced() -> None:
-    engine = engine_of("a", "b", now=NOW)
-    observe(engine, "a", Outcome.CONNECT_ERROR, NOW)
-    assert engine.tick(NOW + 4.9) == []
-    actions = engine.tick(NOW + 5.0)
-    assert [t.event for t in transitions_of(actions)] == [Event.EJECTION_OVER]
-    assert [action.endpoint.id for action in actions if isinstance(action, Probe)] == ["a"]
-    assert engine.tick(NOW + 6.0) == []
-    assert [type(action) for action in engine.tick(NOW + 7.0)] == [Probe]
-
-
-def test_f08_probes_open_the_canary_and_one_failure_ejects_again() -> None:
-    engine = engine_of("a", "b", now=NOW)
-    observe(engine, "a", Outcome.CONNECT_ERROR, NOW)
-    engine.tick(NOW + 5)
-    assert engine.probed(Finished("a", "p1", Outcome.OK), NOW + 6) == []
-    (failed,) = transitions_of(engine.probed(Finished("a", "p2", Outcome.TIMEOUT), NOW + 7))
-    assert (failed.to_state, failed.cause.metric) == (State.EJECTED, "probe_timeout")
-    engine.tick(NOW + 17)
-    assert engine.probed(Finished("a", "p3", Outcome.OK), NOW + 18) == []
-    (passed,) = transitions_of(engine.probed(Finished("a", "p4", Outcome.OK), NOW + 19))
-    assert (passed.to_state, passed.cause.value, passed.cause.threshold) == (State.CANARY, 2.0, 2.0)
-
-
-def test_f08_a_provider_that_refuses_the_probe_itself_is_not_locked_out() -> None:
-    engine = engine_of("a", "b", now=NOW)
-    observe(engine, "a", Outcome.CONNECT_ERROR, NOW)
-    engine.tick(NOW + 5)
-    actions = [a for i in range(2) for a in engine.probed(Finished("a", f"p{i}", Outcome.CLIENT_ERROR), NOW + 6)]
-    assert [t.to_state for t in transitions_of(actions)] == [State.CANARY]
-
-
-def test_f15_a_canary_rolls_back_on_a_breach() -> None:
-    engine = engine_of("a", "b", now=NOW)
-    observe(engine, "a", Outcome.CONNECT_ERROR, NOW)
-    engine.tick(NOW + 5)
-    for i in range(2):
-        engine.probed(Finished("a", f"p{i}", Outcome.OK), NOW + 6)
-    assert engine.snapshot.candidates(MODEL)[0].facts.admission == 0.1
-    (rollback,) = transitions_of(observe(engine, "a", Outcome.CONNECT_ERROR, NOW + 7))
-    assert (rollback.from_state, rollback.to_state) == (State.CANARY, State.EJECTED)
-    assert engine.health_of("a").ejected_until == NOW + 7 + 10
-
-
-def test_f15_a_failure_sends_a_canary_step_back_to_its_first_success() -> None:
-    engine = engine_of("a", "b", now=NOW)
-    observe(engine, "a", Outcome.CONNECT_ERROR, NOW)
-    engine.tick(NOW + 5)
-    for i in range(2):
-        engine.probed(Finished("a", f"p{i}", Outcome.OK), NOW + 6)
-    for outcome in [Outcome.OK] * 4 + [Outcome.SERVER_ERROR] + [Outcome.OK] * 4:
-        observe(engine, "a", outcome, NOW + 8)
-    assert transitions_of(engine.tick(NOW + 20)) == []
-    observe(engine, "a", Outcome.OK, NOW + 20)
-    assert [t.event for t in transitions_of(engine.tick(NOW + 21))] == [Event.STEP_PROVEN]
 
 
 def test_one_model_s_trouble_leaves_the_others_alone() -> None:
@@ -194,6 +234,63 @@ def test_one_model_s_trouble_leaves_the_others_alone() -> None:
         Catalogue.of([endpoint("a"), endpoint("a")])
 
 
+def _whole_replies(engine: Engine, replies: int) -> None:
+    """Ten minutes of streams, and `replies` whole replies of 8 s among them."""
+    for i in range(600):
+        observe(engine, "a", Outcome.OK, NOW + i, ttft_s=0.3)
+        if i < replies:
+            engine.started("a", f"whole-{i}", NOW + i, streamed=False)
+            engine.finished(Finished("a", f"whole-{i}", Outcome.OK, reply_s=8.0), NOW + i + 0.5)
+
+
+def test_f06_whole_replies_beside_streams_are_no_hang() -> None:
+    engine = engine_of("a", "b", now=NOW)
+    _whole_replies(engine, 600)
+    for attempt in ("r1", "r2"):
+        engine.started("a", attempt, NOW + 600, streamed=False)
+    assert [t for s in range(601, 632) for t in transitions_of(engine.tick(NOW + s))] == []
+    found = [t for s in range(632, 640) for t in transitions_of(engine.tick(NOW + s))]
+    assert [(t.event, t.cause.metric) for t in found] == [(Event.SLOW, "waiting_s")]
+
+
+def test_f06_whole_replies_of_an_endpoint_that_never_served_are_no_hang() -> None:
+    engine = engine_of("a", "b", now=NOW)
+    for attempt in ("r1", "r2"):
+        engine.started("a", attempt, NOW, streamed=False)
+    assert [t for s in range(1, 120) for t in transitions_of(engine.tick(NOW + s))] == []
+
+
+def test_f06_one_quick_whole_reply_is_no_normal_to_be_slower_than() -> None:
+    engine = engine_of("a", "b", now=NOW)
+    engine.finished(Finished("a", "quick", Outcome.OK, reply_s=0.2), NOW)
+    for i in range(2, 600):
+        engine.finished(Finished("a", "stream", Outcome.OK, ttft_s=0.3), NOW + i)
+    for _ in range(20):
+        assert transitions_of(engine.finished(Finished("a", "usual", Outcome.OK, reply_s=4.0), NOW + 620)) == []
+
+
+@pytest.mark.parametrize(
+    "result",
+    [
+        Finished("a", "x", Outcome.OK, ttft_s=float("nan")),
+        Finished("a", "x", Outcome.OK, reply_s=float("inf")),
+        Finished("a", "x", Outcome.OK, generation_s=float("nan")),
+        Finished("a", "x", Outcome.RATE_LIMITED, retry_after_s=float("nan")),
+        Finished("a", "x", Outcome.RATE_LIMITED, retry_after_s=-1.0),
+    ],
+)
+def test_a_report_that_is_not_finite_is_refused_before_anything_changes(result: Finished) -> None:
+    engine, untouched = engine_of("a", now=NOW), engine_of("a", now=NOW)
+    for each in (engine, untouched):
+        each.started("a", "x", NOW)
+    with pytest.raises(ValueError, match="expected finite"):
+        engine.finished(result, NOW + 1)
+    assert engine.health_of("a") == untouched.health_of("a")
+    assert engine.snapshot == untouched.snapshot
+    assert engine.window_of("a").in_flight == 1
+    assert engine.window_of("a").sums(NOW + 1, 60).judged == 0
+
+
 def test_an_unknown_endpoint_is_named() -> None:
     engine = engine_of("a")
     calls = (
@@ -202,6 +299,10 @@ def test_an_unknown_endpoint_is_named() -> None:
         lambda: engine.finished(Finished("gone", "x", Outcome.OK), NOW),
         lambda: engine.probed(Finished("gone", "x", Outcome.OK), NOW),
         lambda: engine.health_of("gone"),
+        lambda: engine.window_of("gone"),
+        lambda: engine.drain("gone", "kim", NOW),
+        lambda: engine.restore("gone", "kim", NOW),
+        lambda: engine.hang_limit_s("gone", NOW, streamed=True),
         lambda: engine.catalogue.endpoint("gone"),
     )
     for call in calls:

@@ -1,6 +1,8 @@
 """One decision: who is excluded and why, who is tried in which order, and that it can be computed again."""
 
+import random
 from dataclasses import replace
+from math import inf
 
 import pytest
 
@@ -8,8 +10,8 @@ from routing.errors import UnknownModelError
 from routing.health import State
 from routing.model import Capability, Catalogue, Objective, RouteRequest
 from routing.pipeline import Decision, decide, in_order
-from routing.scorers import contributions, health_score, weighted
-from routing.snapshot import Candidate, Facts, Snapshot
+from routing.ranking import candidates, rankings
+from routing.snapshot import Facts, Snapshot
 from tests.routing_world import MODEL, endpoint
 
 NOW = 1000.0
@@ -31,9 +33,8 @@ def _facts(name: str, order: int = 0, **changes: object) -> Facts:
 
 
 def _snapshot(*facts: Facts, version: int = 5) -> Snapshot:
-    candidates = [Candidate(f, health_score(v), v) for f in facts for v in [contributions(f, facts)]]
-    ranked = {o: tuple(sorted(candidates, key=lambda c: -weighted(c.contributions, o))) for o in Objective}
-    return Snapshot(version, NOW, {MODEL: ranked}, "", None)
+    smallest = min(f.endpoint.context_window_tokens or inf for f in facts)
+    return Snapshot(version, NOW, {MODEL: rankings(candidates(facts))}, "", None, {MODEL: smallest})
 
 
 def _chosen(decision: Decision) -> str:
@@ -55,7 +56,7 @@ def test_f02_the_configured_order_decides(draw: float) -> None:
     assert [c.share for c in decision.considered] == [1.0, 0.0]
 
 
-@pytest.mark.parametrize("state", [State.EJECTED, State.PROBING])
+@pytest.mark.parametrize("state", [State.EJECTED, State.PROBING, State.DRAINING])
 def test_f01_an_endpoint_that_is_out_gets_nothing(state: State) -> None:
     decision = decide(_snapshot(_out("first", 0, state), _facts("second", 1)), RouteRequest(MODEL), NOW, 0.0)
     assert _chosen(decision) == "second"
@@ -79,7 +80,7 @@ def test_every_exclusion_is_told() -> None:
         "tried": ("already_tried", "already tried for this request"),
         "narrow": ("beyond_context", "context window 4096 tokens is less than the request's 5000"),
         "plain": ("lacks_capability", "lacks streaming"),
-        "limited": ("rate_limited", "rate limited for another 2.5 s"),
+        "limited": ("rate_limited", "rate limited until 1002.500 (unix time)"),
     }
 
 
@@ -94,6 +95,17 @@ def test_the_preferred_provider_goes_first_while_it_is_in_good_health() -> None:
     assert _chosen(decide(good, request, NOW, 0.5)) == "second"
     doubtful = _snapshot(_facts("first"), _facts("second", 1, state=State.DEGRADED, admission=0.1))
     assert _chosen(decide(doubtful, request, NOW, 0.5)) == "first"
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [RouteRequest(MODEL, preferred_provider="third"), RouteRequest(MODEL, affine_endpoint="third")],
+)
+@pytest.mark.parametrize("objective", Objective)
+def test_c06_f05_every_objective_honours_preference_and_session(objective: Objective, request_: RouteRequest) -> None:
+    snapshot = _snapshot(_facts("first", latency_s=0.1), _facts("second", 1), _facts("third", 2, latency_s=0.9))
+    decision = decide(snapshot, replace(request_, objective=objective), NOW, 0.99)
+    assert (_chosen(decision), decision.propensity) == ("third", 1.0)
 
 
 def test_f05_a_session_stays_where_it_was() -> None:
@@ -128,6 +140,38 @@ def test_f07_when_all_are_out_the_decision_panics_and_serves() -> None:
     assert decision.panic
     assert _chosen(decision) == "first"
     assert sum(c.share for c in decision.considered) == 1.0
+
+
+def test_f07_panic_takes_the_one_on_its_way_back_then_the_one_that_fails_least() -> None:
+    worst, best = _out("worst", 0), replace(_out("best", 1), error_rate=0.1)
+    worst = replace(worst, error_rate=0.9)
+    decision = decide(_snapshot(worst, best), RouteRequest(MODEL), NOW, 0.0)
+    assert [c.candidate.facts.endpoint.id for c in decision.considered] == ["best", "worst"]
+    returning = replace(_out("returning", 2, State.PROBING), error_rate=1.0)
+    decision = decide(_snapshot(worst, best, returning), RouteRequest(MODEL), NOW, 0.0)
+    assert [c.candidate.facts.endpoint.id for c in decision.considered] == ["returning", "best", "worst"]
+    assert (decision.panic, _chosen(decision), decision.propensity) == (True, "returning", 1.0)
+
+
+def test_f07_a_failed_request_in_panic_tries_the_next_best() -> None:
+    snapshot = _snapshot(_out("a", 0), _out("b", 1))
+    decision = decide(snapshot, RouteRequest(MODEL, excluded=frozenset({"a"})), NOW, 0.0)
+    assert (decision.panic, _chosen(decision)) == (True, "b")
+
+
+def test_f21_what_an_operator_took_out_stays_out_even_in_panic() -> None:
+    drained = _out("drained", 0, State.DRAINING)
+    decision = decide(_snapshot(drained, _out("out", 1)), RouteRequest(MODEL), NOW, 0.0)
+    assert (decision.panic, _chosen(decision)) == (True, "out")
+    assert _exclusions(decision) == {"drained": ("out_of_service", "health state is draining")}
+    alone = decide(_snapshot(drained), RouteRequest(MODEL), NOW, 0.0)
+    assert (alone.chosen, alone.retry_after_s) == (None, None), "no wait brings a drained endpoint back"
+
+
+def test_f07_a_drained_endpoint_beside_a_limited_one_tells_when_the_limit_ends() -> None:
+    snapshot = _snapshot(_out("drained", 0, State.DRAINING), _facts("limited", 1, blocked_until=NOW + 3))
+    decision = decide(snapshot, RouteRequest(MODEL), NOW + 1, 0.0)
+    assert (decision.chosen, decision.retry_after_s) == (None, 2.0)
 
 
 def test_f07_panic_leaves_a_rate_limited_provider_in_peace() -> None:
@@ -169,6 +213,65 @@ def test_a_decision_can_be_computed_again_from_its_own_record(objective: Objecti
     recorded = sorted((c.candidate.facts for c in decision.considered), key=lambda f: f.endpoint.order)
     again = decide(_snapshot(*recorded, version=decision.snapshot_version), decision.request, decision.time, draw)
     assert again == decision
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_a_plan_never_outlives_a_rate_limit_s_end(before: bool) -> None:
+    snapshot = _snapshot(_facts("limited", blocked_until=NOW + 5), _facts("later", 1, blocked_until=NOW + 9))
+    request = RouteRequest(MODEL)
+    if before:
+        early = decide(snapshot, request, NOW + 4.999, 0.0)
+        assert early.chosen is None
+        assert early.retry_after_s == pytest.approx(0.001)
+    assert _chosen(decide(snapshot, request, NOW + 5.0, 0.99)) == "limited"
+    tried = replace(request, excluded=frozenset({"limited"}))
+    assert _chosen(decide(snapshot, tried, NOW + 8.9, 0.0)) == ""
+    assert _chosen(decide(snapshot, tried, NOW + 9.0, 0.0)) == "later"
+
+
+def test_the_wait_is_counted_from_each_request_not_from_the_plan() -> None:
+    snapshot = _snapshot(_facts("a", blocked_until=NOW + 9))
+    waits = [decide(snapshot, RouteRequest(MODEL), NOW + after_s, 0.0).retry_after_s for after_s in (0.0, 4.0, 8.5)]
+    assert waits == [9.0, 5.0, 0.5]
+
+
+def test_a_remembered_plan_decides_as_a_new_one_would() -> None:
+    facts = (
+        _facts("canary", 0, state=State.CANARY, admission=0.3, latency_s=0.5),
+        _facts("narrow", 1, latency_s=0.2, endpoint=endpoint("narrow", 1, context_window_tokens=4096)),
+        _out("out", 2),
+        _facts("limited", 3, blocked_until=NOW + 5, risk=0.4),
+        _facts("deaf", 4, endpoint=endpoint("deaf", 4, capabilities=frozenset({Capability.CHAT}))),
+    )
+    rng, remembering = random.Random(8), _snapshot(*facts)
+    for i in range(3000):
+        request = RouteRequest(
+            MODEL,
+            needs=frozenset({Capability.STREAMING}) if rng.random() < 0.5 else frozenset(),
+            objective=rng.choice(list(Objective)),
+            input_tokens=rng.choice([0, 4096, 4097, 9000]),
+            preferred_provider=rng.choice(["", "canary", "narrow"]),
+            affine_endpoint=rng.choice(["", "deaf", "limited"]),
+            excluded=frozenset(rng.sample([f.endpoint.id for f in facts], rng.randint(0, 2))),
+        )
+        now, draw = NOW + i / 300, rng.random()
+        recalled, anew = decide(remembering, request, now, draw), decide(_snapshot(*facts), request, now, draw)
+        assert _without_words(recalled) == _without_words(anew)
+    assert 0 < len(remembering.plans) < 3000, "plans were remembered"
+
+
+def _without_words(decision: Decision) -> tuple[object, ...]:
+    """All of a decision but the wording of its exclusions, which counts the seconds from the plan's making."""
+    considered = [(c.candidate, c.share, c.excluded_by) for c in decision.considered]
+    drawn = (decision.request, decision.time, decision.draw, decision.chosen, decision.propensity)
+    return (*drawn, decision.panic, decision.retry_after_s, considered)
+
+
+def test_what_is_remembered_is_bounded() -> None:
+    snapshot = _snapshot(_facts("narrow", endpoint=endpoint("narrow", context_window_tokens=1)))
+    for tokens in range(2, 6000):
+        assert decide(snapshot, RouteRequest(MODEL, input_tokens=tokens), NOW, 0.0).chosen is None
+    assert len(snapshot.plans) == 4096
 
 
 def test_f20_the_static_order_needs_no_snapshot() -> None:

@@ -36,9 +36,17 @@ def test_each_new_limit_halves_what_had_grown_back_down_to_a_floor() -> None:
 def test_answers_to_requests_sent_before_the_pause_do_not_deepen_it() -> None:
     quota = Quota()
     quota.limited(0.0, 10.0)
-    for late in (0.1, 3.0, 9.9):
-        quota.limited(late, 10.0)
-    assert (quota.blocked_until, quota.share(10.0)) == (10.0, 0.5)
+    for late, asked_s in ((0.1, 9.0), (3.0, None), (9.9, 0.0)):
+        quota.limited(late, asked_s)
+    assert (quota.blocked_until, quota.share(10.0), quota.pause_s) == (10.0, 0.5, 1.0)
+
+
+def test_f17_a_longer_retry_after_within_a_pause_is_honoured() -> None:
+    quota = Quota()
+    quota.limited(0.0, 1.0)
+    quota.limited(0.5, 60.0)
+    assert (quota.blocked_until, quota.share(60.4)) == (60.5, 0.0)
+    assert quota.share(60.5) == 0.5, "it is one limit, halved once"
 
 
 def test_without_retry_after_the_pause_doubles_up_to_a_limit() -> None:

@@ -1,10 +1,14 @@
 """The reflex acts exactly at its thresholds, not one observation before."""
 
+from math import exp, inf, log
+
 import pytest
 
-from routing.outcomes import Outcome
+from routing.detector import FailureDetector
+from routing.health import Cause
+from routing.outcomes import TRAITS, Outcome
 from routing.policy import ReflexPolicy
-from routing.reflex import breach, slow, still_slow
+from routing.reflex import breach, hang_limit_s, normal_failure_rate, slow, still_slow
 from routing.window import Window
 
 POLICY = ReflexPolicy(hang_floor_s=1.0, hang_ratio=4.0)
@@ -28,47 +32,64 @@ def _with_history(ttft_s: float, recent_s: float, recent: int) -> Window:
     return window
 
 
-def test_f01_a_hard_failure_needs_no_company() -> None:
-    cause = breach(_window(Outcome.CONNECT_ERROR), Outcome.CONNECT_ERROR, POLICY, 1000.0, LONG_AGO)
-    assert cause is not None
-    assert cause.metric == "connect_error"
+def _breach(outcome: Outcome, failures: int, window: Window, now: float = 1000.0) -> Cause | None:
+    """Return what the last of `failures` outcomes at `now` leads to."""
+    detector, hard = FailureDetector(POLICY.failing_rate, POLICY.normal_rate), TRAITS[outcome].hard
+    for _ in range(failures):
+        window.finished("a", outcome, now)
+        detector.failed(hard=hard)
+    return breach(window, detector, outcome, POLICY, now, hard=hard)
 
 
-@pytest.mark.parametrize(("failures", "breached"), [(2, False), (3, True)])
-def test_f01_failures_in_a_row(failures: int, breached: bool) -> None:
-    window = _window(*[Outcome.OK] * 40, *[Outcome.TIMEOUT] * failures)
-    cause = breach(window, Outcome.TIMEOUT, POLICY, 1000.0, LONG_AGO)
-    assert (cause is not None) == breached
+@pytest.mark.parametrize(("silent_s", "found"), [(2.0, False), (2.001, True), (inf, True)])
+def test_f01_a_refused_connection_suffices_when_nothing_was_served_for_a_while(silent_s: float, found: bool) -> None:
+    window = Window()
+    if silent_s < inf:
+        window.finished("a", Outcome.OK, 1000.0 - silent_s)
+    cause = _breach(Outcome.CONNECT_ERROR, 1, window)
+    assert (cause is not None) == found
     if cause:
-        assert (cause.metric, cause.value, cause.threshold) == ("consecutive_failures", 3.0, 3.0)
+        assert cause == Cause("connect_error", 1.0, 1.0)
+
+
+def test_f06_a_refused_connection_among_served_requests_is_noise() -> None:
+    assert _breach(Outcome.CONNECT_ERROR, 1, _window(*[Outcome.OK] * 600, now=999.0)) is None
+
+
+@pytest.mark.parametrize(("served", "failures"), [(0, 2), (60, 4), (600, 4), (3000, 5)])
+def test_f01_failures_eject_once_chance_cannot_explain_them(served: int, failures: int) -> None:
+    """The busier an endpoint in its last minute, the more failures chance alone would bring together."""
+    assert _breach(Outcome.TIMEOUT, failures - 1, _window(*[Outcome.OK] * served, now=999.0)) is None
+    cause = _breach(Outcome.TIMEOUT, failures, _window(*[Outcome.OK] * served, now=999.0))
+    assert cause is not None
+    assert cause.metric == "failure_evidence"
+    assert cause.value == pytest.approx(failures * log(0.3 / 0.02))
+    assert cause.threshold == pytest.approx(max(1.8 * log(15), log(1 + (served + failures) / 60 * 3600)))
+
+
+def test_rate_limits_and_cancellations_are_no_traffic_to_the_detector() -> None:
+    noise = [Outcome.RATE_LIMITED, Outcome.CANCELLED, Outcome.CLIENT_ERROR, Outcome.AUTH_ERROR] * 250
+    cause, alone = _breach(Outcome.STALLED, 2, _window(*noise)), _breach(Outcome.STALLED, 2, Window())
+    assert cause == alone is not None
+
+
+def _with_failures(share: float, judged: int, now: float = 1000.0) -> Window:
+    """An endpoint that has failed `share` of its attempts, ten minutes ago and before."""
+    window = Window()
+    for i in range(judged):
+        outcome = Outcome.SERVER_ERROR if i < share * judged else Outcome.OK
+        window.finished("a", outcome, now - 900 + i * 300 / judged, ttft_s=0.2)
+    return window
 
 
 @pytest.mark.parametrize(
-    ("ok", "failed", "breached"), [(2, 2, False), (3, 2, False), (3, 3, True), (2, 3, True), (51, 49, False)]
+    ("share", "judged", "rate"),
+    [(0.0, 400, 0.02), (0.1, 80, (8 + 0.4) / 100), (0.1, 380, (38 + 0.4) / 400)],
 )
-def test_f01_error_rate_with_enough_attempts(ok: int, failed: int, breached: bool) -> None:
-    policy = ReflexPolicy(consecutive_failures=1000)
-    window = _window(*[Outcome.SERVER_ERROR] * failed, *[Outcome.OK] * ok)
-    cause = breach(window, Outcome.SERVER_ERROR, policy, 1000.0, LONG_AGO)
-    assert (cause is not None) == breached
-    if cause:
-        assert cause.value == failed / (ok + failed) >= cause.threshold
-
-
-def test_rate_limits_and_cancellations_do_not_dilute_or_raise_the_error_rate() -> None:
-    policy = ReflexPolicy(consecutive_failures=1000)
-    noise = [Outcome.RATE_LIMITED, Outcome.CANCELLED, Outcome.CLIENT_ERROR, Outcome.AUTH_ERROR] * 25
-    window = _window(*noise, *[Outcome.STALLED] * 3, *[Outcome.OK] * 2)
-    cause = breach(window, Outcome.STALLED, policy, 1000.0, LONG_AGO)
-    assert cause is not None
-    assert cause.value == 0.6
-
-
-def test_f06_a_return_starts_with_a_clean_slate() -> None:
-    policy = ReflexPolicy(consecutive_failures=1000)
-    window = _window(*[Outcome.SERVER_ERROR] * 10, now=1000.0)
-    assert breach(window, Outcome.SERVER_ERROR, policy, 1001.0, LONG_AGO) is not None
-    assert breach(window, Outcome.SERVER_ERROR, policy, 1001.0, evidence_from=1000.5) is None
+def test_the_normal_failure_rate_is_the_endpoint_s_own_drawn_towards_the_policy_s(
+    share: float, judged: int, rate: float
+) -> None:
+    assert normal_failure_rate(_with_failures(share, judged), POLICY, 1000.0) == pytest.approx(rate)
 
 
 @pytest.mark.parametrize(("recent_s", "found"), [(0.59, False), (0.6001, True)])
@@ -77,6 +98,22 @@ def test_f01_latency_against_the_own_baseline(recent_s: float, found: bool) -> N
     assert (cause is not None) == found
     if cause:
         assert cause.value == pytest.approx(3.0, rel=1e-3)
+
+
+@pytest.mark.parametrize(("ratio", "found"), [(5.9, False), (6.1, True)])
+def test_f06_latency_that_is_always_spread_out_must_stand_out_from_chance(ratio: float, found: bool) -> None:
+    """Five values at a log spread of 1 have a standard error of 0.447: four of them are a ratio of 5.98."""
+    window = Window()
+    for second in range(400, 980):
+        window.finished("a", Outcome.OK, float(second), ttft_s=exp(1 if second % 2 else -1))
+    for _ in range(5):
+        window.finished("a", Outcome.OK, 1000.0, ttft_s=ratio)
+    assert (slow(window, POLICY, 1000.0, LONG_AGO) is not None) == found
+
+
+@pytest.mark.parametrize(("evidence_from", "found"), [(999.9, True), (1000.0, False)])
+def test_f06_latency_from_before_a_return_does_not_count_against_it(evidence_from: float, found: bool) -> None:
+    assert (slow(_with_history(0.2, 2.0, 9), POLICY, 1000.5, evidence_from) is not None) == found
 
 
 @pytest.mark.parametrize(("samples", "found"), [(4, False), (5, True)])
@@ -92,8 +129,33 @@ def test_f12_attempts_that_hang_are_noticed_against_the_usual_latency(waited_s: 
     cause = slow(window, POLICY, 1000.0 + waited_s, LONG_AGO)
     assert (cause is not None) == found
     if cause:
-        assert cause.metric == "oldest_waiting_s"
+        assert cause.metric == "waiting_s"
         assert cause.threshold == pytest.approx(4.0, rel=0.05)
+
+
+def test_f06_whole_replies_are_not_measured_by_first_bytes() -> None:
+    window = Window()
+    for second in range(400, 980):
+        window.finished("a", Outcome.OK, float(second), ttft_s=0.3)
+        window.finished("a", Outcome.OK, float(second), reply_s=8.0)
+    for attempt in "abc":
+        window.started(attempt, 1000.0, streamed=False)
+    assert slow(window, POLICY, 1030.0, LONG_AGO) is None
+    cause = slow(window, POLICY, 1034.0, LONG_AGO)
+    assert cause is not None
+    assert cause.value == 34.0
+    assert cause.threshold == pytest.approx(32.0, rel=0.05)
+
+
+@pytest.mark.parametrize("streamed", [True, False])
+def test_nothing_hangs_while_normal_is_unknown(streamed: bool) -> None:
+    window = Window()
+    for second in range(10):
+        window.finished("a", Outcome.OK, 900.0 + second, ttft_s=0.2)
+    for attempt in "abc":
+        window.started(attempt, 1000.0, streamed=streamed)
+    assert hang_limit_s(window, POLICY, 1060.0, streamed=streamed) is None
+    assert slow(window, POLICY, 1060.0, LONG_AGO) is None
 
 
 def test_one_attempt_that_waits_long_is_no_hang() -> None:

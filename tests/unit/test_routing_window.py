@@ -1,13 +1,13 @@
 """The window gives the sums that a list of all observations would give."""
 
 import random
-from math import exp, log
+from math import exp, log, sqrt
 
 import numpy as np
 import pytest
 
 from routing.outcomes import TRAITS, Outcome, Signal
-from routing.window import COUNTER_OF, SECONDS, Counter, Window
+from routing.window import COUNTER_OF, NO_SHIFT, SECONDS, Counter, Window
 
 EPOCH = 1_790_000_000.0
 
@@ -87,7 +87,7 @@ def test_too_few_values_make_no_baseline() -> None:
     for i in range(19):
         _finish(window, EPOCH + i, ttft_s=0.2)
     assert window.baseline(EPOCH + 400).latency_samples == 0
-    assert window.latency_shift(EPOCH + 18, 15) == (1.0, 0.0)
+    assert window.latency_shift(EPOCH + 18, 15) is NO_SHIFT
 
 
 @pytest.mark.parametrize(("age_s", "left_out_s"), [(40, 15), (120, 60)])
@@ -105,7 +105,8 @@ def test_the_baseline_of_an_old_endpoint_leaves_the_newest_minutes_out() -> None
     for i in range(1800):
         _finish(window, EPOCH + i, ttft_s=0.2 if i < 1560 else 2.0)
     assert exp(window.baseline(EPOCH + 1799).mean_log(Counter.TTFT_N)) == pytest.approx(0.2)
-    assert window.latency_shift(EPOCH + 1799, 60) == pytest.approx((10.0, 60))
+    shift = window.latency_shift(EPOCH + 1799, 60)
+    assert (shift.ratio, shift.samples, shift.standard_error) == pytest.approx((10.0, 60, 0.0), abs=1e-6)
     assert window.sums(EPOCH + 1799, 60)[Counter.SLOW] == 60
 
 
@@ -118,7 +119,52 @@ def test_each_latency_channel_is_compared_with_itself() -> None:
             _finish(window, EPOCH + i, reply_s=4.0)
     for i in range(600, 615):
         _finish(window, EPOCH + i, reply_s=4.0)
-    assert window.latency_shift(EPOCH + 614, 15) == pytest.approx((1.0, 15))
+    shift = window.latency_shift(EPOCH + 614, 15)
+    assert (shift.ratio, shift.samples) == pytest.approx((1.0, 15))
+
+
+@pytest.mark.parametrize("samples", [4, 25])
+def test_the_standard_error_of_a_shift_is_the_usual_spread_over_the_root_of_the_samples(samples: int) -> None:
+    window = Window()
+    for i in range(600):
+        _finish(window, EPOCH + i, ttft_s=exp(0.5 if i % 2 else -0.5))
+    for _ in range(samples):
+        _finish(window, EPOCH + 650, ttft_s=2.0)
+    shift = window.latency_shift(EPOCH + 650, 15)
+    assert (shift.ratio, shift.samples) == pytest.approx((2.0, samples), rel=1e-3)
+    assert shift.standard_error == pytest.approx(0.5 / sqrt(samples), rel=1e-3)
+
+
+@pytest.mark.parametrize("field", ["ttft_s", "reply_s", "generation_s", "output_tokens"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -1.0])
+def test_a_value_that_is_not_finite_is_refused_before_anything_is_counted(field: str, value: float) -> None:
+    window, untouched = Window(), Window()
+    for each in (window, untouched):
+        each.started("a", EPOCH)
+    with pytest.raises(ValueError, match="attempt 'a': expected finite values"):
+        window.finished("a", Outcome.OK, EPOCH + 50, **{field: value})  # type: ignore[arg-type]  # one field of the table
+    for each in (window, untouched):
+        assert (each.in_flight, each.last_at, each.oldest_waiting_s(EPOCH + 9)) == (1, EPOCH, 9.0)
+        assert each.sums(EPOCH + 50, SECONDS).judged == 0
+    for i in range(60):
+        _finish(window, EPOCH + 60 + i, ttft_s=0.2)
+    assert exp(window.baseline(EPOCH + 120).mean_log(Counter.TTFT_N)) == pytest.approx(0.2)
+
+
+def test_the_end_of_an_attempt_tells_when_it_was_sent() -> None:
+    window = Window()
+    window.started("a", EPOCH)
+    assert window.finished("a", Outcome.OK, EPOCH + 7) == EPOCH
+    assert window.finished("never announced", Outcome.OK, EPOCH + 9) == EPOCH + 9
+
+
+def test_quantiles_are_kept_per_channel() -> None:
+    window = Window()
+    for i in range(50):
+        _finish(window, EPOCH + i, ttft_s=0.2)
+        _finish(window, EPOCH + i, reply_s=8.0)
+    assert window.latency_quantile(0.5, EPOCH + 50) == pytest.approx(0.2, rel=0.05)
+    assert window.latency_quantile(0.5, EPOCH + 50, streamed=False) == pytest.approx(8.0, rel=0.05)
 
 
 def test_the_spread_is_the_standard_deviation_of_the_logs() -> None:
@@ -139,9 +185,21 @@ def test_in_flight_and_hanging_follow_starts_first_bytes_and_ends() -> None:
     assert [window.hanging(EPOCH + 5, limit) for limit in (2.9, 3.0, 4.5, 5.0)] == [3, 2, 1, 0]
     window.first_byte("a")
     assert (window.in_flight, window.oldest_waiting_s(EPOCH + 5)) == (3, 4.0)
-    for attempt in "abc":
+    window.started("whole", EPOCH + 1.5, streamed=False)
+    assert window.waiting_since(streamed=True) == [EPOCH + 1, EPOCH + 2]
+    assert window.waiting_since(streamed=False) == [EPOCH + 1.5]
+    assert window.hanging(EPOCH + 5, 3.2) == 2, "both channels hang"
+    for attempt in ("a", "b", "c", "whole"):
         window.finished(attempt, Outcome.OK, EPOCH + 6)
     assert (window.in_flight, window.oldest_waiting_s(EPOCH + 9)) == (0, 0.0)
+
+
+def test_the_oldest_attempt_is_found_though_batches_of_two_writers_interleave() -> None:
+    window = Window()
+    window.started("late", EPOCH + 100)
+    window.started("early", EPOCH + 50)
+    assert window.oldest_waiting_s(EPOCH + 110) == 60.0
+    assert window.waiting_since(streamed=True) == [EPOCH + 50, EPOCH + 100]
 
 
 def test_consecutive_failures_end_with_a_success_only() -> None:

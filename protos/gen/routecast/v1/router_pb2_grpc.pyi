@@ -30,8 +30,8 @@ class RouterServiceStub:
     """Which provider should serve a request now, and, if the caller wishes, serving it.
 
     Errors carry google.rpc.ErrorInfo with domain "routecast" and a stable reason: INVALID_ARGUMENT (with BadRequest field
-    violations), UNKNOWN_MODEL, UNKNOWN_DECISION, UNKNOWN_ENDPOINT, NO_ENDPOINT, ATTEMPTS_EXHAUSTED, RATE_LIMITED,
-    DEADLINE_EXCEEDED, UPSTREAM_REJECTED, STREAM_BROKEN, CONTEXT_TOO_LONG, UNKNOWN_METHOD. UNAVAILABLE and RESOURCE_EXHAUSTED also carry RetryInfo.
+    violations), UNKNOWN_MODEL, UNKNOWN_PROVIDER, UNKNOWN_DECISION, UNKNOWN_ENDPOINT, NO_ENDPOINT, ATTEMPTS_EXHAUSTED, RATE_LIMITED,
+    DEADLINE_EXCEEDED, UPSTREAM_REJECTED, STREAM_BROKEN, CONTEXT_TOO_LONG. UNAVAILABLE and RESOURCE_EXHAUSTED also carry RetryInfo.
     """
 
     @_typing.overload
@@ -58,8 +58,8 @@ class RouterServiceAsyncStub(RouterServiceStub):
     """Which provider should serve a request now, and, if the caller wishes, serving it.
 
     Errors carry google.rpc.ErrorInfo with domain "routecast" and a stable reason: INVALID_ARGUMENT (with BadRequest field
-    violations), UNKNOWN_MODEL, UNKNOWN_DECISION, UNKNOWN_ENDPOINT, NO_ENDPOINT, ATTEMPTS_EXHAUSTED, RATE_LIMITED,
-    DEADLINE_EXCEEDED, UPSTREAM_REJECTED, STREAM_BROKEN, CONTEXT_TOO_LONG, UNKNOWN_METHOD. UNAVAILABLE and RESOURCE_EXHAUSTED also carry RetryInfo.
+    violations), UNKNOWN_MODEL, UNKNOWN_PROVIDER, UNKNOWN_DECISION, UNKNOWN_ENDPOINT, NO_ENDPOINT, ATTEMPTS_EXHAUSTED, RATE_LIMITED,
+    DEADLINE_EXCEEDED, UPSTREAM_REJECTED, STREAM_BROKEN, CONTEXT_TOO_LONG. UNAVAILABLE and RESOURCE_EXHAUSTED also carry RetryInfo.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -82,8 +82,8 @@ class RouterServiceServicer(metaclass=_abc_1.ABCMeta):
     """Which provider should serve a request now, and, if the caller wishes, serving it.
 
     Errors carry google.rpc.ErrorInfo with domain "routecast" and a stable reason: INVALID_ARGUMENT (with BadRequest field
-    violations), UNKNOWN_MODEL, UNKNOWN_DECISION, UNKNOWN_ENDPOINT, NO_ENDPOINT, ATTEMPTS_EXHAUSTED, RATE_LIMITED,
-    DEADLINE_EXCEEDED, UPSTREAM_REJECTED, STREAM_BROKEN, CONTEXT_TOO_LONG, UNKNOWN_METHOD. UNAVAILABLE and RESOURCE_EXHAUSTED also carry RetryInfo.
+    violations), UNKNOWN_MODEL, UNKNOWN_PROVIDER, UNKNOWN_DECISION, UNKNOWN_ENDPOINT, NO_ENDPOINT, ATTEMPTS_EXHAUSTED, RATE_LIMITED,
+    DEADLINE_EXCEEDED, UPSTREAM_REJECTED, STREAM_BROKEN, CONTEXT_TOO_LONG. UNAVAILABLE and RESOURCE_EXHAUSTED also carry RetryInfo.
     """
 
     @_abc_1.abstractmethod

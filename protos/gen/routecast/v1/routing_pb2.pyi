@@ -89,6 +89,8 @@ class _HealthStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_HealthSta
     """Gets probes only."""
     HEALTH_STATE_CANARY: _HealthState.ValueType  # 6
     """Earns its traffic back in steps."""
+    HEALTH_STATE_DRAINING: _HealthState.ValueType  # 7
+    """Taken out by an operator."""
 
 class HealthState(_HealthState, metaclass=_HealthStateEnumTypeWrapper):
     """An endpoint's health."""
@@ -105,6 +107,8 @@ HEALTH_STATE_PROBING: HealthState.ValueType  # 5
 """Gets probes only."""
 HEALTH_STATE_CANARY: HealthState.ValueType  # 6
 """Earns its traffic back in steps."""
+HEALTH_STATE_DRAINING: HealthState.ValueType  # 7
+"""Taken out by an operator."""
 Global___HealthState: _TypeAlias = HealthState  # noqa: Y015
 
 class _Outcome:

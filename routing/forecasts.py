@@ -1,0 +1,57 @@
+"""What a forecast says to the engine, and how long it counts."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from routing.policy import ForecastPolicy
+
+
+@dataclass(frozen=True, slots=True)
+class Forecasts:
+    """One tick's forecast: probability of degradation within the horizon per endpoint id, by which model, and the
+    threshold its manifest recommends.
+    """
+
+    time: float
+    forecaster: str
+    threshold: float
+    risks: Mapping[str, float]
+
+
+class ForecastDesk:
+    """The forecast in force; the reflex stands alone when it is old, out of order, from the future or impossible."""
+
+    __slots__ = ("_current", "_policy")
+
+    def __init__(self, policy: ForecastPolicy) -> None:
+        self._policy = policy
+        self._current: Forecasts | None = None
+
+    def take(self, forecasts: Forecasts, now: float) -> bool:
+        """Take over a forecast; return whether it counts. Risks that are no probabilities are left out."""
+        is_current = abs(now - forecasts.time) <= self._policy.max_age_s and 0.0 < forecasts.threshold < 1.0
+        if not is_current or (self._current and forecasts.time < self._current.time):
+            return False
+        sound = {endpoint: risk for endpoint, risk in forecasts.risks.items() if 0.0 <= risk <= 1.0}
+        self._current = Forecasts(forecasts.time, forecasts.forecaster, forecasts.threshold, sound)
+        return True
+
+    def withdraw(self) -> None:
+        """Forget the forecast: whoever made it is gone."""
+        self._current = None
+
+    def in_force(self, now: float) -> Forecasts | None:
+        """Return the forecast, unless it is too old."""
+        current = self._current
+        return current if current is not None and now - current.time <= self._policy.max_age_s else None
+
+    def threshold(self) -> float | None:
+        """Return the risk that degrades an endpoint: the policy's, else the model's own; None without either."""
+        if self._policy.threshold is not None:
+            return self._policy.threshold
+        return self._current.threshold if self._current else None
+
+    def exit_threshold(self) -> float | None:
+        """Return the risk below which a degraded endpoint may return."""
+        threshold = self.threshold()
+        return None if threshold is None else threshold * self._policy.exit_ratio

@@ -1,0 +1,39 @@
+"""`routecast serve`."""
+
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import uvloop
+from cyclopts import Parameter
+
+from service.commands.common import ERR, ConfigFile
+from service.config_file import load
+from service.main import Ports
+from service.main import serve as serve_until_stopped
+
+
+def serve(
+    *,
+    config: ConfigFile,
+    ports_file: Annotated[Path | None, Parameter(help="Write the bound ports there as JSON, once serving.")] = None,
+) -> None:
+    """Serve gRPC and the OpenAI-compatible HTTP edge until SIGTERM."""
+    settings = load(config)
+    logging.basicConfig(
+        level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
+    )
+
+    def announce(ports: Ports) -> None:
+        grpc_host, http_host = (address.rpartition(":")[0] for address in (settings.server.grpc, settings.server.http))
+        ERR.print(
+            f"serving gRPC on {grpc_host}:{ports.grpc} and HTTP on http://{http_host}:{ports.http}/v1", soft_wrap=True
+        )
+        if ports_file is not None:
+            temporary = ports_file.with_suffix(".tmp")
+            temporary.write_text(json.dumps({"grpc": ports.grpc, "http": ports.http}))
+            temporary.replace(ports_file)
+
+    uvloop.run(serve_until_stopped(settings, announce))
