@@ -44,14 +44,14 @@ class ReflexPolicy:
     normal_rate: float = 0.02
     false_alarm_every_s: float = 3600.0
     silence_s: float = 2.0
-    latency_ratio: float = 3.0
+    latency_ratio: float = 2.5
     latency_z: float = 4.0
     min_latency_samples: int = 5
     hang_ratio: float = 4.0
     hang_floor_s: float = 1.0
     min_hanging: int = 2
     ejection_s: float = 5.0
-    max_ejection_s: float = 300.0
+    max_ejection_s: float = 60.0
     forgive_s: float = 120.0
 
     def __post_init__(self) -> None:
@@ -101,7 +101,7 @@ class FailbackPolicy:
     confidence: float = 0.8
     degraded_share: float = 0.1
     min_hold_s: float = 15.0
-    max_hold_s: float = 300.0
+    max_hold_s: float = 60.0
 
     def __post_init__(self) -> None:
         _check_counts(self, "probe_successes", "validation_probes")

@@ -1,15 +1,18 @@
 """A provider's rate limit as a quota, not as an outage: how much of its traffic an endpoint may take right now.
 
-After a 429 the endpoint takes nothing until the provider's Retry-After, then a share that grows again, as TCP does
-after loss: multiplicative decrease, additive increase (Chiu and Jain, 1989). Without a Retry-After the pause doubles
-with each further 429.
+After a 429 the endpoint takes nothing until the provider's Retry-After, or for a pause that doubles with each further
+429. When another one follows soon after that, its share is halved and grows again, as TCP does after loss:
+multiplicative decrease, additive increase (Chiu and Jain, 1989). A lone 429 among thousands of answers costs its pause
+alone.
 """
 
 from dataclasses import dataclass
+from math import inf
 
 _DECREASE = 0.5
 _FLOOR = 0.05
 _INCREASE_PER_S = 0.1
+_SOON_S = 10.0
 _FIRST_PAUSE_S = 1.0
 _MAX_PAUSE_S = 30.0
 _MAX_RETRY_AFTER_S = 600.0
@@ -19,7 +22,7 @@ _MAX_RETRY_AFTER_S = 600.0
 class Quota:
     """The rate-limit state of one endpoint."""
 
-    blocked_until: float = 0.0
+    blocked_until: float = -inf
     pause_s: float = _FIRST_PAUSE_S
     _share: float = 1.0
 
@@ -29,15 +32,16 @@ class Quota:
         if now < self.blocked_until:
             self.blocked_until = max(self.blocked_until, now + (asked_s or 0.0))
             return
-        self._share = max(_FLOOR, self.share(now) * _DECREASE)
+        if now - self.blocked_until < _SOON_S:
+            self._share = max(_FLOOR, self.share(now) * _DECREASE)
         if asked_s is None:
             asked_s = self.pause_s
             self.pause_s = min(self.pause_s * 2, _MAX_PAUSE_S)
         self.blocked_until = now + asked_s
 
     def succeeded(self, now: float) -> None:
-        """A request was served again: the next pause without a Retry-After starts short."""
-        if now >= self.blocked_until:
+        """A request was served again: once that has lasted, the next pause without a Retry-After starts short."""
+        if now - self.blocked_until >= _SOON_S:
             self.pause_s = _FIRST_PAUSE_S
 
     def share(self, now: float) -> float:
