@@ -5,16 +5,16 @@ sent stands, and nothing pretends to be the rest.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass, replace
 
 import msgspec
 
-from analytics.records import AttemptRecord, RequestRecord
 from routing.model import Endpoint
 from routing.outcomes import Outcome
 from routing.policy import AttemptPolicy
+from service.history import AttemptSink
 from service.providers.base import Adapter, AttemptFailed, Call, Chunk, Failure, Operation, Reply
 from service.router import Router
 from service.sessions import Session, SessionStore
@@ -61,7 +61,7 @@ class Completer:
         router: Router,
         adapters: Mapping[str, Adapter],
         sessions: SessionStore,
-        record: Callable[[AttemptRecord | RequestRecord], None],
+        record: AttemptSink,
         policy: AttemptPolicy,
         replica: str,
     ) -> None:

@@ -9,6 +9,7 @@ import msgspec
 from analytics.records import AttemptRecord, DecisionRecord, Record, RequestRecord, TransitionRecord
 from routing.engine import Finished, Transitioned
 from routing.model import Endpoint
+from routing.outcomes import Outcome
 from service.router import Decided
 
 Sink = Callable[[Record], None]
@@ -22,6 +23,60 @@ def fan_out(*sinks: Sink) -> Sink:
             sink(record)
 
     return put
+
+
+def attempt_record(
+    endpoint: Endpoint,
+    *,
+    replica: str,
+    kind: str,
+    outcome: Outcome,
+    started: float,
+    now: float,
+    number: int = 1,
+    request_id: str = "",
+    decision_id: str = "",
+    agent: str = "",
+    tenant: str = "",
+    http_status: int | None = None,
+    error: str = "",
+    ttft_s: float | None = None,
+    input_tokens: int | None = None,
+    output_tokens: int | None = None,
+) -> AttemptRecord:
+    """Return the record of one attempt at `endpoint` that ended at `now`; its price follows from the tokens."""
+    return AttemptRecord(
+        replica=replica,
+        time=now,
+        started=started,
+        request_id=request_id,
+        decision_id=decision_id,
+        number=number,
+        kind=kind,
+        endpoint=endpoint.id,
+        provider=endpoint.provider,
+        region=endpoint.region,
+        zone=endpoint.zone,
+        model=endpoint.model,
+        agent=agent,
+        tenant=tenant,
+        outcome=outcome.value,
+        http_status=http_status,
+        error=error,
+        ttft_ms=None if ttft_s is None else ttft_s * 1e3,
+        latency_ms=(now - started) * 1e3,
+        input_tokens=input_tokens,
+        output_tokens=output_tokens,
+        cost_usd=cost_usd(endpoint, input_tokens, output_tokens),
+    )
+
+
+def cost_usd(endpoint: Endpoint, input_tokens: int | None, output_tokens: int | None) -> float | None:
+    """Return the price of one call in USD, None when the tokens are not known."""
+    if input_tokens is None:
+        return None
+    usd_per_million = input_tokens * endpoint.input_usd_per_mtok + (output_tokens or 0) * endpoint.output_usd_per_mtok
+    return usd_per_million / 1_000_000
 
 
 class HistoryListener:

@@ -6,16 +6,14 @@ import asyncio
 import logging
 from collections.abc import Mapping
 
-from analytics.records import AttemptRecord
 from routing.engine import Finished
 from routing.model import Endpoint
 from routing.outcomes import Outcome
 from routing.policy import AttemptPolicy
-from service.history import AttemptSink
+from service.history import AttemptSink, attempt_record
 from service.providers.base import Adapter, AttemptFailed, Failure
 from service.providers.transport import Timeouts
 from service.router import Router
-from service.walk import cost
 
 log = logging.getLogger(__name__)
 
@@ -71,28 +69,16 @@ class Prober:
         retry_after_s = failure.retry_after_s if failure else None
         self._router.probed(endpoint, Finished(endpoint.id, attempt_id, outcome, retry_after_s=retry_after_s))
         self._record(
-            AttemptRecord(
+            attempt_record(
+                endpoint,
                 replica=self._replica,
-                time=now,
-                started=started,
-                request_id="",
-                decision_id="",
-                number=1,
                 kind="probe",
-                endpoint=endpoint.id,
-                provider=endpoint.provider,
-                region=endpoint.region,
-                zone=endpoint.zone,
-                model=endpoint.model,
-                agent="",
-                tenant="",
-                outcome=outcome.value,
+                outcome=outcome,
+                started=started,
+                now=now,
                 http_status=failure.status if failure else status,
                 error=failure.error if failure else "",
-                ttft_ms=None,
-                latency_ms=(now - started) * 1e3,
                 input_tokens=tokens[0],
                 output_tokens=tokens[1],
-                cost_usd=cost(endpoint, *tokens),
             )
         )

@@ -6,12 +6,12 @@ nothing itself.
 """
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import msgspec
 
-from analytics.records import AttemptRecord, RequestRecord
+from analytics.records import RequestRecord
 from routing.attempts import RequestBudget, first_byte_timeout_s, refusal_to_retry
 from routing.engine import Finished
 from routing.filters import already_tried, beyond_context, lacks_capability
@@ -32,6 +32,7 @@ from service.errors import (
     UpstreamRejectedError,
     Violation,
 )
+from service.history import AttemptSink, attempt_record, cost_usd
 from service.providers.base import Failure, Operation
 from service.providers.transport import Timeouts
 from service.router import Decided, Router, without
@@ -100,7 +101,7 @@ class Walk:
     def __init__(
         self,
         router: Router,
-        record: Callable[[AttemptRecord | RequestRecord], None],
+        record: AttemptSink,
         completion: Completion,
         policy: AttemptPolicy,
         replica: str,
@@ -163,16 +164,16 @@ class Walk:
                 generation_s=0.0 if first is None else max(0.0, now - first - attempt.reader_s),
             ),
         )
-        cost_usd = cost(attempt.endpoint, input_tokens, output_tokens)
-        self._note(attempt, Outcome.OK, status, "", now, (input_tokens, output_tokens, cost_usd))
-        self._ended("ok", attempt, (input_tokens, output_tokens, cost_usd))
+        price_usd = cost_usd(attempt.endpoint, input_tokens, output_tokens)
+        self._note(attempt, Outcome.OK, status, "", now, (input_tokens, output_tokens, price_usd))
+        self._ended("ok", attempt, (input_tokens, output_tokens, price_usd))
         return Report(
             self._completion.request_id,
             attempt.endpoint,
             tuple(self._trail),
             input_tokens,
             output_tokens,
-            cost_usd,
+            price_usd,
             self._completion.session_id,
             now,
         )
@@ -276,29 +277,23 @@ class Walk:
         )
         first = attempt.first_byte_at
         self._record(
-            AttemptRecord(
+            attempt_record(
+                endpoint,
                 replica=self._replica,
-                time=now,
+                kind="live",
+                outcome=outcome,
                 started=attempt.started,
+                now=now,
+                number=attempt.number,
                 request_id=self._completion.request_id,
                 decision_id=attempt.decided.id,
-                number=attempt.number,
-                kind="live",
-                endpoint=endpoint.id,
-                provider=endpoint.provider,
-                region=endpoint.region,
-                zone=endpoint.zone,
-                model=endpoint.model,
                 agent=route.agent,
                 tenant=route.tenant,
-                outcome=outcome.value,
                 http_status=status,
                 error=error,
-                ttft_ms=None if first is None else (first - attempt.started) * 1e3,
-                latency_ms=latency_s * 1e3,
+                ttft_s=None if first is None else first - attempt.started,
                 input_tokens=usage[0],
                 output_tokens=usage[1],
-                cost_usd=usage[2],
             )
         )
 
@@ -338,15 +333,6 @@ class Walk:
                 cost_usd=usage[2],
             )
         )
-
-
-def cost(endpoint: Endpoint, input_tokens: int | None, output_tokens: int | None) -> float | None:
-    """Return the price of one call in USD, None when the tokens are not known."""
-    if input_tokens is None:
-        return None
-    return (
-        input_tokens * endpoint.input_usd_per_mtok + (output_tokens or 0) * endpoint.output_usd_per_mtok
-    ) / 1_000_000
 
 
 def refusal(decision: Decision) -> ServiceError:

@@ -6,7 +6,7 @@ from typing import Any
 
 from routecast.v1 import router_pb2, router_pb2_grpc
 
-from analytics.records import AttemptRecord, RequestRecord
+from analytics.records import RequestRecord
 from routing.engine import Finished
 from routing.errors import UnknownEndpointError
 from routing.model import Endpoint
@@ -14,13 +14,13 @@ from routing.scorers import WEIGHTS
 from service.complete import Begun, Completer
 from service.errors import InvalidRequestError, NotFoundError, ServiceError, Violation
 from service.explain import summary
-from service.history import AttemptSink
+from service.history import AttemptSink, attempt_record
 from service.providers.base import Chunk
 from service.request_id import request_id
 from service.router import Decided, Router
 from service.rpc import convert
 from service.rpc.status import abort
-from service.walk import Report, cost, refusal
+from service.walk import Report, refusal
 
 _ADVICE_S = 5.0
 _PAGE, _MAX_PAGE = 100, 1000
@@ -211,29 +211,17 @@ class RouterService(router_pb2_grpc.RouterServiceServicer):
         )
         self._router.finished(endpoint, result)
         self._record(
-            AttemptRecord(
+            attempt_record(
+                endpoint,
                 replica=self._replica,
-                time=now,
-                started=started,
-                request_id="",
-                decision_id=report.decision_id,
-                number=1,
                 kind="advised",
-                endpoint=endpoint.id,
-                provider=endpoint.provider,
-                region=endpoint.region,
-                zone=endpoint.zone,
-                model=endpoint.model,
-                agent="",
-                tenant="",
-                outcome=outcome.value,
+                outcome=outcome,
+                started=now - latency_s,
+                now=now,
+                decision_id=report.decision_id,
                 http_status=report.http_status or None,
-                error="",
-                ttft_ms=None if ttft_s is None else ttft_s * 1e3,
-                latency_ms=latency_s * 1e3,
-                input_tokens=None,
+                ttft_s=ttft_s,
                 output_tokens=report.output_tokens or None,
-                cost_usd=cost(endpoint, None, None),
             )
         )
 
