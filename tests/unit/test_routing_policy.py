@@ -30,7 +30,7 @@ WRONG: list[tuple[type, str, object]] = [
     *[(ReflexPolicy, "failing_rate", value) for value in (0.0399, 1.0, NAN)],
     *[(ReflexPolicy, name, value) for name in ("latency_ratio", "hang_ratio") for value in (1.0, NAN, INF)],
     *[(ReflexPolicy, "latency_z", value) for value in (-0.1, NAN, INF)],
-    *[(ReflexPolicy, "max_ejection_s", value) for value in (4.9, NAN, INF)],
+    *[(ReflexPolicy, "max_ejection_s", value) for value in (0.0, NAN, INF)],
     *[
         (FailbackPolicy, name, value)
         for name in ("probe_interval_s", "max_probe_interval_s", "step_s", "min_hold_s", "max_hold_s")
