@@ -9,7 +9,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from random import SystemRandom
+from random import Random
 from typing import Any
 
 from analytics.segments import SegmentWriter
@@ -63,7 +63,7 @@ async def running(config: Config) -> AsyncIterator[Ports]:
     """
     clock, policy = SteadyClock(), config.policy.policy()
     engine = Engine(config.catalogue(), policy, clock.now())
-    router = Router(engine, clock, SystemRandom())
+    router = Router(engine, clock, Random())
     writer = HistoryWriter(
         SegmentWriter(config.data_dir / "history", config.replica, epoch=time.time_ns()),
         flush_s=config.history.flush_s,
