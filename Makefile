@@ -30,7 +30,8 @@ run: setup ## serve with CONFIG (default: examples/local.yaml)
 	$(BIN)/routecast serve --config $(or $(CONFIG),examples/local.yaml)
 
 test: setup lint ## run every check: lint, types, layers, protos, tests
-	$(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n 2 --ignore=tests/e2e $(PYTEST_ARGS)
+	$(BIN)/python -m pytest tests/e2e $(PYTEST_ARGS)  # alone: its stories run in real time
 
 unit: setup ## run only the tests that open no socket
 	$(BIN)/python -m pytest tests/unit tests/property tests/simulation $(PYTEST_ARGS)
