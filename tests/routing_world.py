@@ -17,7 +17,7 @@ from routing.health import State, Transition
 from routing.model import Capability, Catalogue, Endpoint, RouteRequest
 from routing.outcomes import Outcome
 from routing.pipeline import Decision, decide
-from routing.policy import AttemptPolicy, Policy
+from routing.policy import AttemptPolicy, FailbackKind, FailbackPolicy, Policy, ReflexPolicy
 
 MODEL = "openai/gpt-4"
 
@@ -35,6 +35,16 @@ def endpoint(endpoint_id: str, order: int = 0, **changes: object) -> Endpoint:
         "capabilities": frozenset({Capability.CHAT, Capability.STREAMING}),
     }
     return Endpoint(**(values | changes))  # type: ignore[arg-type]  # built by keyword from a table
+
+
+def patient(kind: FailbackKind = FailbackKind.CANARY, ramp_step: float = 0.05) -> Policy:
+    """Return a policy whose holds may grow to five minutes: the shipped minute ends their growth after four relapses,
+    too early to tell growth from a constant.
+    """
+    return Policy(
+        reflex=ReflexPolicy(max_ejection_s=300.0, forgive_s=120.0),
+        failback=FailbackPolicy(kind, ramp_step=ramp_step, max_hold_s=300.0),
+    )
 
 
 def engine_of(*names: str, policy: Policy | None = None, now: float = 0.0) -> Engine:

@@ -6,7 +6,7 @@ import pytest
 
 from routing.health import State
 from routing.outcomes import Outcome
-from tests.routing_world import Reply, Script, World, steady
+from tests.routing_world import Reply, Script, World, patient, steady
 
 
 def _failing(rate: float, outcome: Outcome) -> Script:
@@ -54,7 +54,7 @@ def test_f06_latency_that_comes_and_goes_is_avoided_for_longer_each_time() -> No
     def bursts(now: float, rng: random.Random) -> Reply:
         return Reply(steady(now, rng).ttft_s * (5 if now > 600 and now % 60 < 20 else 1))
 
-    world = World({"primary": bursts, "secondary": steady})
+    world = World({"primary": bursts, "secondary": steady}, patient())
     world.run(4200, 0.2)
     assert 2 <= len(world.switches()) <= 30, "60 bursts would be 120 switches"
     slow = [d for d in world.decisions if d.time > 1200 and d.time % 60 < 20 and not d.request.excluded]

@@ -8,7 +8,7 @@ import pytest
 from routing.health import Event, State
 from routing.outcomes import Outcome
 from routing.policy import FailbackKind, FailbackPolicy, Policy
-from tests.routing_world import Reply, Script, World, always, during, steady
+from tests.routing_world import Reply, Script, World, always, during, patient, steady
 
 FAILED = Reply(0.05, Outcome.SERVER_ERROR)
 BROKEN = always(FAILED)
@@ -20,8 +20,20 @@ def _failing(rate: float) -> Script:
     return lambda now, rng: FAILED if rng.random() < rate else steady(now, rng)
 
 
-def _story(script: Script, kind: FailbackKind, until: float, every_s: float = 0.1, seed: int = 7) -> World:
-    policy = Policy(failback=FailbackPolicy(kind, ramp_step=0.1))
+def _well_a_third_of_each_minute(now: float, rng: random.Random) -> Reply:
+    return steady(now, rng) if now % 60 < 20 else FAILED
+
+
+def _story(
+    script: Script,
+    kind: FailbackKind,
+    until: float,
+    every_s: float = 0.1,
+    seed: int = 7,
+    policy: Policy | None = None,
+) -> World:
+    """Tell a primary's story under `policy`, by default the shipped one with returns of `kind`."""
+    policy = policy or Policy(failback=FailbackPolicy(kind, ramp_step=0.1))
     world = World({"primary": script, "secondary": steady}, policy, seed)
     world.run(until, every_s)
     return world
@@ -87,7 +99,8 @@ def test_f15_blue_green_asks_a_partly_recovered_primary_seldom_and_gives_up_in_s
 @pytest.mark.parametrize("kind", FailbackKind)
 def test_f15_f06_an_intermittent_recovery_is_tried_less_and_less(kind: FailbackKind) -> None:
     """Well for 20 s of every 60 s, long enough to pass probes: each relapse doubles the next hold."""
-    world = _story(lambda now, rng: steady(now, rng) if now % 60 < 20 else FAILED, kind, until=3600, every_s=0.2)
+    policy = patient(kind, ramp_step=0.1)
+    world = _story(_well_a_third_of_each_minute, kind, until=3600, every_s=0.2, policy=policy)
     ejections = [t.time for t in world.transitions if t.to_state is State.EJECTED]
     gaps = [later - earlier for earlier, later in pairwise(ejections)]
     assert len(ejections) <= 20, "60 bad spells would be 60 ejections"
@@ -95,6 +108,24 @@ def test_f15_f06_an_intermittent_recovery_is_tried_less_and_less(kind: FailbackK
     assert min(gaps[-3:]) > 200, gaps
     hurt = sum(s.attempts > 1 for s in world.served)
     assert hurt / len(world.served) < 0.02
+    assert all(s.endpoint_id for s in world.served)
+
+
+@pytest.mark.parametrize("kind", FailbackKind)
+def test_f15_after_many_relapses_a_full_recovery_waits_for_the_longest_hold_and_no_longer(kind: FailbackKind) -> None:
+    """The shipped policy's bound: however often it relapsed, a provider that is well again is tried within a minute."""
+    ill_until = 1800.0
+    script = during(ill_until, 2400.0, steady, outside=_well_a_third_of_each_minute)
+    world = _story(script, kind, until=2400.0, every_s=0.2)
+    policy = world.engine.policy
+    holds = [t.cause.threshold for t in world.transitions if t.event is Event.EJECTION_OVER]
+    assert max(holds) == pytest.approx(policy.reflex.max_ejection_s)
+    assert policy.reflex.max_ejection_s == 60.0
+    (back,) = [time for time in _back(world) if time > ill_until]
+    probes_s = policy.failback.probes_needed() * policy.failback.max_probe_interval_s
+    steps_s = len(policy.failback.shares()) * (policy.failback.step_s + 1)
+    assert back - ill_until < policy.reflex.max_ejection_s + probes_s + steps_s
+    assert _share(world, back + 1, 2400.0) == 1.0
     assert all(s.endpoint_id for s in world.served)
 
 

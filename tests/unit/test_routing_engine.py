@@ -55,7 +55,13 @@ def test_what_says_nothing_of_the_endpoint_changes_nothing(outcome: Outcome) -> 
     assert (engine.health_of("a").state, engine.snapshot.version) == (State.UNKNOWN, version)
 
 
-def test_f17_a_429_blocks_the_endpoint_at_once_and_lets_it_return_by_its_quota() -> None:
+def _relieved(engine: Engine, start: float, seconds: int) -> list[tuple[Event, float]]:
+    """Tick each second from `start`; return the events and when they came."""
+    ticks = [start + second for second in range(seconds)]
+    return [(t.event, t.time) for now in ticks for t in transitions_of(engine.tick(now))]
+
+
+def test_f17_a_lone_429_blocks_the_endpoint_at_once_and_costs_its_pause_alone() -> None:
     engine = engine_of("primary", "secondary", now=NOW)
     observe(engine, "primary", Outcome.OK, NOW)
     engine.started("primary", "a", NOW)
@@ -64,10 +70,19 @@ def test_f17_a_429_blocks_the_endpoint_at_once_and_lets_it_return_by_its_quota()
     )
     assert (transition.event, transition.to_state) == (Event.LIMITED, State.DEGRADED)
     assert _chosen(engine, NOW + 4.9, draw=0.0) == "secondary"
-    assert _chosen(engine, NOW + 5.0, draw=0.49) == "primary"
-    assert _chosen(engine, NOW + 5.0, draw=0.51) == "secondary"
-    events = [t.event for second in range(15) for t in transitions_of(engine.tick(NOW + second))]
-    assert events == [Event.RELIEVED]
+    assert _chosen(engine, NOW + 5.0, draw=0.999) == "primary"
+    assert _relieved(engine, NOW, 15) == [(Event.RELIEVED, NOW + 5)]
+
+
+def test_f17_a_429_soon_after_another_lets_the_endpoint_return_by_its_quota() -> None:
+    engine = engine_of("primary", "secondary", now=NOW)
+    observe(engine, "primary", Outcome.OK, NOW)
+    for sent in (NOW, NOW + 6):
+        engine.finished(Finished("primary", "a", Outcome.RATE_LIMITED, retry_after_s=5), sent)
+    assert _chosen(engine, NOW + 10.9, draw=0.0) == "secondary"
+    assert _chosen(engine, NOW + 11.0, draw=0.49) == "primary"
+    assert _chosen(engine, NOW + 11.0, draw=0.51) == "secondary"
+    assert _relieved(engine, NOW + 6, 20) == [(Event.RELIEVED, NOW + 16)]
 
 
 def test_f09_a_forecast_degrades_and_returns_with_hysteresis() -> None:
@@ -158,7 +173,8 @@ def test_f06_doubts_that_return_are_held_twice_as_long() -> None:
 def test_f01_the_first_doubt_in_a_limited_endpoint_is_seen_at_once_recorded_and_held() -> None:
     engine = engine_of("a", "b", now=NOW)
     observe(engine, "a", Outcome.OK, NOW)
-    engine.finished(Finished("a", "x", Outcome.RATE_LIMITED, retry_after_s=0.0), NOW)
+    for attempt in "xy":
+        engine.finished(Finished("a", attempt, Outcome.RATE_LIMITED, retry_after_s=0.0), NOW)
     assert engine.tick(NOW + 1) == []
     assert engine.snapshot.candidates(MODEL)[0].facts.admission == pytest.approx(0.6)
     (doubt,) = transitions_of(engine.forecast(_forecast(NOW + 1, a=0.95), NOW + 1))

@@ -92,12 +92,12 @@ def test_the_normal_failure_rate_is_the_endpoint_s_own_drawn_towards_the_policy_
     assert normal_failure_rate(_with_failures(share, judged), POLICY, 1000.0) == pytest.approx(rate)
 
 
-@pytest.mark.parametrize(("recent_s", "found"), [(0.59, False), (0.6001, True)])
+@pytest.mark.parametrize(("recent_s", "found"), [(0.4999, False), (0.5001, True)])
 def test_f01_latency_against_the_own_baseline(recent_s: float, found: bool) -> None:
     cause = slow(_with_history(0.2, recent_s, 5), POLICY, 1000.0, LONG_AGO)
     assert (cause is not None) == found
     if cause:
-        assert cause.value == pytest.approx(3.0, rel=1e-3)
+        assert cause.value == pytest.approx(2.5, rel=1e-3)
 
 
 @pytest.mark.parametrize(("ratio", "found"), [(5.9, False), (6.1, True)])
@@ -166,7 +166,7 @@ def test_one_attempt_that_waits_long_is_no_hang() -> None:
     assert slow(window, POLICY, 1100.0, LONG_AGO) is not None
 
 
-@pytest.mark.parametrize(("recent_s", "still"), [(0.34, False), (0.35, True), (0.59, True)])
+@pytest.mark.parametrize(("recent_s", "still"), [(0.316, False), (0.317, True), (0.499, True)])
 def test_f06_the_latency_must_fall_well_below_the_threshold_to_count_as_recovered(recent_s: float, still: bool) -> None:
     window = _with_history(0.2, recent_s, 5)
     assert slow(window, POLICY, 1000.0, LONG_AGO) is None
