@@ -32,8 +32,8 @@ class Quota:
         if now < self.blocked_until:
             self.blocked_until = max(self.blocked_until, now + (asked_s or 0.0))
             return
-        if now - self.blocked_until < _SOON_S:
-            self._share = max(_FLOOR, self.share(now) * _DECREASE)
+        share, is_soon = self.share(now), now - self.blocked_until < _SOON_S
+        self._share = max(_FLOOR, share * _DECREASE) if is_soon else share
         if asked_s is None:
             asked_s = self.pause_s
             self.pause_s = min(self.pause_s * 2, _MAX_PAUSE_S)

@@ -124,3 +124,12 @@ def test_reading_the_share_changes_nothing() -> None:
     before = (quota.share(3.0), quota.share(7.0))
     quota.share(500.0)
     assert (quota.share(3.0), quota.share(7.0)) == before
+
+
+def test_a_lone_limit_after_an_earlier_storm_costs_its_pause_alone() -> None:
+    quota = Quota()
+    quota.limited(0.0, 1.0)
+    quota.limited(1.0, 1.0)
+    assert quota.share(2.0) == 0.5
+    quota.limited(12.0, 1.0)
+    assert quota.share(13.0) == 1.0
