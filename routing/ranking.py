@@ -21,7 +21,7 @@ def rankings(scored: Sequence[Candidate]) -> dict[Objective, tuple[Candidate, ..
     ranked = {Objective.ORDERED: tuple(scored)}
     for objective in Objective:
         if objective is not Objective.ORDERED:
-            values = [weighted(candidate.contributions, objective) for candidate in scored]
-            order = sorted(range(len(scored)), key=lambda i, v=values: -v[i])  # type: ignore[misc]  # bound at once
-            ranked[objective] = tuple(scored[i] for i in order)
+            # A reversed sort keeps the order of equals.
+            best_first = sorted(scored, key=lambda c: weighted(c.contributions, objective), reverse=True)
+            ranked[objective] = tuple(best_first)
     return ranked

@@ -172,13 +172,13 @@ def load_scenario(path: Path) -> Scenario:
 def parse_scenario(text: str) -> Scenario:
     """Read a scenario from YAML text; raises ScenarioError as `load_scenario` does."""
     try:
-        data = yaml.load(text, Loader=_StrictLoader)  # noqa: S506 - a SafeLoader that also refuses repeated keys
+        data = yaml.load(text, Loader=StrictLoader)  # noqa: S506 - a SafeLoader that also refuses repeated keys
     except yaml.YAMLError as error:
         raise ScenarioError("", f"expected YAML: {error}") from error
     return decode(Scenario, data)
 
 
-class _StrictLoader(yaml.SafeLoader):
+class StrictLoader(yaml.SafeLoader):
     """YAML's safe subset, in which a repeated key is an error instead of a silent overwrite."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:

@@ -13,7 +13,7 @@ import yaml
 from sim.arena.incidents import SHARED, ArenaKind, Shape
 from sim.arena.priors import AFTERSHOCK_CHANCE
 from sim.decode import FieldError, ScenarioError, decode
-from sim.scenario import _StrictLoader
+from sim.scenario import StrictLoader
 from sim.traces import TraceName
 
 
@@ -216,7 +216,7 @@ def load_scenario(path: Path) -> Scenario:
 def parse_scenario(text: str) -> Scenario:
     """Read a scenario from YAML text; raises ScenarioError as `load_scenario` does, without a file's name."""
     try:
-        data = yaml.load(text, Loader=_StrictLoader)  # noqa: S506 - a SafeLoader that also refuses repeated keys
+        data = yaml.load(text, Loader=StrictLoader)  # noqa: S506 - a SafeLoader that also refuses repeated keys
     except yaml.YAMLError as error:
         raise ScenarioError("", f"expected YAML: {error}") from error
     return decode(Scenario, data)
