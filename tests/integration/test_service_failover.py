@@ -1,4 +1,7 @@
-"""Failover as callers and operators see it: detection by thresholds, the designated secondary, the return."""
+"""Failover as callers and operators see it: detection by thresholds, the designated secondary, the return.
+
+Proves F-01 F-02 F-04 F-07 F-08 C-05 over real sockets; each test bears its id.
+"""
 
 from typing import Any
 

@@ -1,4 +1,7 @@
-"""Failover stories of the reflex alone, on a virtual clock: what an operator would see, minute by minute."""
+"""Failover stories of the reflex alone, on a virtual clock: what an operator would see, minute by minute.
+
+Proves F-01 F-02 F-03 F-06 F-07 F-08 F-09 F-11 F-12 F-17 F-20 F-21 for the core; each test bears its id.
+"""
 
 import random
 from itertools import pairwise
