@@ -1,4 +1,4 @@
-"""What history is made of: five streams of flat records.
+"""What history is made of: streams of flat records.
 
 Rule of this file: it is the only definition of a column. The Parquet files, the DuckDB views and the checks of
 foreign files are all derived from these annotations: `Annotated[python type, DuckDB type, meaning]`. Times are unix
@@ -18,6 +18,7 @@ __all__ = [
     "Column",
     "DecisionRecord",
     "HealthRecord",
+    "ModelEventRecord",
     "Record",
     "RequestRecord",
     "TransitionRecord",
@@ -148,6 +149,11 @@ class HealthRecord:
     forecaster: Annotated[_Text, "version of the forecaster, empty if none"]
     feature_set: Annotated[_Text, "version of the feature set"]
     features: Annotated[tuple[float, ...], "DOUBLE[]", "the features in the order of that feature set"]
+    shadow: Annotated[_Text, "version of the forecaster that is watched without being acted on, empty if none"] = ""
+    shadow_risk: Annotated[_OptReal, "its forecast; NULL without one"] = None
+    alarm: Annotated[_Text, "what the alarm in force may do: act, canary, or empty without an alarm"] = ""
+    propensity: Annotated[_OptReal, "probability with which that was drawn when the alarm began; NULL without"] = None
+    explanation: Annotated[_Text, "JSON of an alarm's beginning: what raised the risk, by how much; else empty"] = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,11 +179,27 @@ class TransitionRecord:
     snapshot_version: Annotated[_Count, "snapshot that carried the change"]
 
 
-Record = RequestRecord | AttemptRecord | DecisionRecord | HealthRecord | TransitionRecord
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelEventRecord:
+    """One step in the life of a forecaster: registered, watched, promoted, doubted, rolled back."""
 
-RECORD_TYPES: Mapping[str, type[Record]] = types.MappingProxyType(
-    {kind.stream: kind for kind in (RequestRecord, AttemptRecord, DecisionRecord, HealthRecord, TransitionRecord)}
-)
+    stream: ClassVar[str] = "model_events"
+
+    replica: Annotated[_Text, "process that wrote the row"]
+    time: Annotated[_Time, "when it happened"]
+    event: Annotated[_Text, "registered, kept, shadowed, promoted, drift, rolled_back, floored, ..."]
+    version: Annotated[_Text, "forecaster it is about"]
+    other: Annotated[_Text, "forecaster it was compared with or that took its place, empty if none"]
+    metric: Annotated[_Text, "figure that decided, empty if none"]
+    value: Annotated[_OptReal, "value of the figure"]
+    threshold: Annotated[_OptReal, "limit of the figure"]
+    actor: Annotated[_Text, "retrain, monitor or operator"]
+    note: Annotated[_Text, "the reason in words"]
+
+
+Record = RequestRecord | AttemptRecord | DecisionRecord | HealthRecord | TransitionRecord | ModelEventRecord
+
+RECORD_TYPES: Mapping[str, type[Record]] = types.MappingProxyType({kind.stream: kind for kind in get_args(Record)})
 
 
 def _column(name: str, annotation: Any) -> Column:

@@ -1,4 +1,4 @@
-"""History as five DuckDB views over whatever files there are.
+"""History as one DuckDB view per stream over whatever files there are.
 
 Rule of this file: list the live segments first, read the manifest second, make the views last. In that order a
 segment that is compacted meanwhile is either seen live or seen inside a part, never both and never neither. The
@@ -21,8 +21,7 @@ from analytics.validation import check_files
 
 
 def connect(root: Path, *, threads: int = 2, memory_limit: str = "1GB") -> duckdb.DuckDBPyConnection:
-    """A connection whose views `requests`, `attempts`, `decisions`, `health` and `transitions` show the history under
-    `root`.
+    """A connection whose views, one per stream of `analytics.records`, show the history under `root`.
 
     A missing directory is an empty history. `time` is a UTC `TIMESTAMP`. Raises `ForeignFileError` for files that are
     none of ours. The views show what was there; call `refresh` for what came since.

@@ -56,7 +56,7 @@ def summary(*, data: Data = _DATA, since: Since = "24h", as_json: AsJson = False
 
 
 def sql(
-    text: Annotated[str, Parameter(help="A query over requests, attempts, decisions, health and transitions.")],
+    text: Annotated[str, Parameter(help="A query over the streams of the history: requests, attempts, decisions, health, transitions, model_events.")],
     *,
     data: Data = _DATA,
     as_json: AsJson = False,
