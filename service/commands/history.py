@@ -56,7 +56,7 @@ def summary(*, data: Data = _DATA, since: Since = "24h", as_json: AsJson = False
 
 
 def sql(
-    text: Annotated[str, Parameter(help="A query over the streams of the history: requests, attempts, decisions, health, transitions, model_events.")],
+    text: Annotated[str, Parameter(help="A read-only query over the streams of the history.")],
     *,
     data: Data = _DATA,
     as_json: AsJson = False,
