@@ -8,7 +8,8 @@ import tracemalloc
 from hashlib import sha256
 
 from bench.figure import Figure, cpu_us
-from routing.engine import Engine, Finished
+from routing.actions import Finished
+from routing.engine import Engine
 from routing.health import State
 from routing.model import Capability, Catalogue, Endpoint, RouteRequest
 from routing.outcomes import Outcome

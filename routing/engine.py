@@ -5,71 +5,23 @@ simulated world drives it. Every method that learns something returns the action
 already been patched by then.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
 from math import inf
 
 from routing import failback, reflex
-from routing.detector import FailureDetector
+from routing.actions import Action, Finished, Probe, Transitioned
 from routing.errors import UnknownEndpointError
 from routing.forecasts import ForecastDesk, Forecasts
-from routing.health import Cause, Event, Health, State, Transition
-from routing.model import Catalogue, Endpoint
+from routing.health import Cause, Event, Health, State
+from routing.model import Catalogue
 from routing.outcomes import TRAITS, Outcome, Signal
 from routing.policy import FailbackKind, Policy
-from routing.quota import Quota
-from routing.ranking import candidates, rankings
-from routing.snapshot import Facts, Snapshot
+from routing.snapshot import Snapshot
+from routing.table import Live, RoutingTable
 from routing.window import Window
 
-_REFRESH_SPAN_S = 60
 _SLOW_CHECK_S = 0.05
 _OPERATOR = Cause("operator", 1.0, 1.0)
 _IN_SERVICE = frozenset({State.ACTIVE, State.UNKNOWN, State.CANARY})
-
-
-@dataclass(frozen=True, slots=True)
-class Probe:
-    """Action: send one cheap probe to the endpoint and report it with `probed`."""
-
-    endpoint: Endpoint
-
-
-@dataclass(frozen=True, slots=True)
-class Transitioned:
-    """Action: record the transition."""
-
-    transition: Transition
-    endpoint: Endpoint
-    snapshot_version: int
-
-
-Action = Probe | Transitioned
-
-
-@dataclass(frozen=True, slots=True)
-class Finished:
-    """How one attempt ended. Latencies as in `Window.finished`; `retry_after_s` comes from a 429's headers."""
-
-    endpoint_id: str
-    attempt_id: str
-    outcome: Outcome
-    ttft_s: float | None = None
-    reply_s: float | None = None
-    output_tokens: int = 0
-    generation_s: float = 0.0
-    retry_after_s: float | None = None
-
-
-@dataclass(slots=True)
-class _Live:
-    endpoint: Endpoint
-    window: Window
-    health: Health
-    detector: FailureDetector
-    facts: Facts
-    quota: Quota = field(default_factory=Quota)
-    slow_checked_at: float = -inf
 
 
 class Engine:
@@ -84,23 +36,14 @@ class Engine:
         self.catalogue = catalogue
         self.policy = policy
         self._desk = ForecastDesk(policy.forecast)
-        self._live = {e.id: self._new(e, now) for e in catalogue.endpoints.values()}
-        windows = {
-            model: min((e.context_window_tokens or inf for e in endpoints), default=inf)
-            for model, endpoints in catalogue.by_model.items()
-        }
-        self._snapshot = Snapshot(0, now, {}, "", self._desk.threshold(), windows)
-        self._publish(catalogue.by_model, now)
-
-    def _new(self, endpoint: Endpoint, now: float) -> _Live:
-        detector = FailureDetector(self.policy.reflex.failing_rate, self.policy.reflex.normal_rate)
-        facts = Facts(endpoint, State.UNKNOWN, 1.0, 0.0, 0.0, None, 1.0, 0, None)
-        return _Live(endpoint, Window(), Health(endpoint.id, entered_at=now), detector, facts)
+        self._live = {e.id: Live.new(e, policy, now) for e in catalogue.endpoints.values()}
+        self._table = RoutingTable(catalogue, self._live, self._desk, now)
+        self._table.publish(policy.failback, now)
 
     @property
     def snapshot(self) -> Snapshot:
         """The current snapshot."""
-        return self._snapshot
+        return self._table.snapshot
 
     def health_of(self, endpoint_id: str) -> Health:
         """Return the endpoint's machine; read it, do not write it."""
@@ -120,7 +63,7 @@ class Engine:
         """
         return reflex.hang_limit_s(self._of(endpoint_id).window, self.policy.reflex, now, streamed=streamed)
 
-    def _of(self, endpoint_id: str) -> _Live:
+    def _of(self, endpoint_id: str) -> Live:
         try:
             return self._live[endpoint_id]
         except KeyError:
@@ -149,14 +92,14 @@ class Engine:
             return self._succeeded(live, now, is_current=is_current)
         return []
 
-    def _failed(self, live: _Live, outcome: Outcome, now: float) -> list[Action]:
+    def _failed(self, live: Live, outcome: Outcome, now: float) -> list[Action]:
         hard = TRAITS[outcome].hard
         live.detector.failed(hard=hard)
         live.health.step_failures += 1
         cause = reflex.breach(live.window, live.detector, outcome, self.policy.reflex, now, hard=hard)
         return self._raise(live, Event.BREACH, cause, now) if cause else []
 
-    def _succeeded(self, live: _Live, now: float, *, is_current: bool) -> list[Action]:
+    def _succeeded(self, live: Live, now: float, *, is_current: bool) -> list[Action]:
         health = live.health
         live.quota.succeeded(now)
         live.detector.succeeded()
@@ -166,7 +109,7 @@ class Engine:
             health.step_successes += 1
         return self._check_slow(live, now)
 
-    def _check_slow(self, live: _Live, now: float) -> list[Action]:
+    def _check_slow(self, live: Live, now: float) -> list[Action]:
         """Look at latency at most every 50 ms: it moves over seconds, and a busy endpoint ends attempts every
         millisecond.
         """
@@ -202,7 +145,7 @@ class Engine:
         return []
 
     @staticmethod
-    def _observe(live: _Live, result: Finished, now: float) -> float:
+    def _observe(live: Live, result: Finished, now: float) -> float:
         """Count an ended attempt; return when it was sent."""
         if result.retry_after_s is not None and not 0 <= result.retry_after_s < inf:
             raise ValueError(f"retry_after_s = {result.retry_after_s}: expected finite seconds of 0 or more")
@@ -253,10 +196,10 @@ class Engine:
         actions: list[Action] = []
         for live in self._live.values():
             actions += self._tick_one(live, now)
-        self._publish(self.catalogue.by_model, now)
+        self._table.publish(self.policy.failback, now)
         return actions
 
-    def _tick_one(self, live: _Live, now: float) -> list[Action]:
+    def _tick_one(self, live: Live, now: float) -> list[Action]:
         health = live.health
         failback.forgive(health, self.policy.reflex, now)
         live.detector.learn(reflex.normal_failure_rate(live.window, self.policy.reflex, now))
@@ -275,9 +218,9 @@ class Engine:
             actions.append(Probe(live.endpoint))
         return actions
 
-    def _calm(self, live: _Live, now: float) -> list[Action]:
+    def _calm(self, live: Live, now: float) -> list[Action]:
         health, reasons = live.health, live.health.reasons
-        risk, leave = self._risk(live.endpoint.id, now), self._desk.exit_threshold()
+        risk, leave = self._desk.risk(live.endpoint.id, now), self._desk.exit_threshold()
         if Event.FORECAST in reasons and (risk is None or leave is None or risk < leave):
             reasons.discard(Event.FORECAST)
         if Event.SLOW in reasons and not reflex.still_slow(live.window, self.policy.reflex, now):
@@ -295,17 +238,17 @@ class Engine:
 
     # Events.
 
-    def _limited(self, live: _Live, retry_after_s: float | None, now: float) -> list[Action]:
+    def _limited(self, live: Live, retry_after_s: float | None, now: float) -> list[Action]:
         before = live.quota.blocked_until
         live.quota.limited(now, retry_after_s)
         if live.quota.blocked_until == before:
             return []
         actions = self._degrade(live, Event.LIMITED, Cause("retry_after_s", live.quota.blocked_until - now, 0.0), now)
         if not actions:
-            self._patch(live, now)
+            self._table.patch(live, self.policy.failback, now)
         return actions
 
-    def _degrade(self, live: _Live, event: Event, cause: Cause, now: float) -> list[Action]:
+    def _degrade(self, live: Live, event: Event, cause: Cause, now: float) -> list[Action]:
         """Raise a degrading event. In an endpoint that is degraded already it is one more reason to stay so; the first
         doubt after a mere rate limit is a transition of its own.
         """
@@ -315,7 +258,7 @@ class Engine:
             return []
         return self._raise(live, event, cause, now)
 
-    def _raise(self, live: _Live, event: Event, cause: Cause, now: float, note: str = "") -> list[Action]:
+    def _raise(self, live: Live, event: Event, cause: Cause, now: float, note: str = "") -> list[Action]:
         health = live.health
         before = health.state
         transition = health.apply(event, cause, now, note)
@@ -341,57 +284,5 @@ class Engine:
                 failback.start_probing(health)
             case _:
                 pass
-        self._patch(live, now)
-        return [Transitioned(transition, live.endpoint, self._snapshot.version)]
-
-    # The snapshot.
-
-    def _risk(self, endpoint_id: str, now: float) -> float | None:
-        forecasts = self._desk.in_force(now)
-        return forecasts.risks.get(endpoint_id) if forecasts else None
-
-    def _facts(self, live: _Live, now: float) -> Facts:
-        window = live.window
-        latency_s = window.latency_quantile(0.5, now)
-        return Facts(
-            endpoint=live.endpoint,
-            state=live.health.state,
-            admission=self._admission(live, now),
-            blocked_until=live.quota.blocked_until,
-            error_rate=window.sums(now, _REFRESH_SPAN_S).error_rate,
-            latency_s=latency_s if latency_s is not None else window.latency_quantile(0.5, now, streamed=False),
-            latency_ratio=window.latency_shift(now, reflex.SPAN_S).ratio,
-            in_flight=window.in_flight,
-            risk=self._risk(live.endpoint.id, now),
-        )
-
-    def _admission(self, live: _Live, now: float) -> float:
-        # What the quota will admit once its pause is over; during the pause `blocked_until` keeps requests away.
-        quota_share = live.quota.share(max(now, live.quota.blocked_until))
-        return failback.admission(live.health, self.policy.failback) * quota_share
-
-    def _publish(self, models: Iterable[str], now: float) -> None:
-        for model in models:
-            for endpoint in self.catalogue.by_model[model]:
-                live = self._live[endpoint.id]
-                live.facts = self._facts(live, now)
-        self._swap(models, now)
-
-    def _patch(self, live: _Live, now: float) -> None:
-        """Make one endpoint's change visible to the very next decision; its peers' counts wait for the tick."""
-        live.facts = self._facts(live, now)
-        self._swap((live.endpoint.model,), now)
-
-    def _swap(self, models: Iterable[str], now: float) -> None:
-        ranked = dict(self._snapshot.rankings)
-        for model in models:
-            ranked[model] = rankings(candidates([self._live[e.id].facts for e in self.catalogue.by_model[model]]))
-        current = self._desk.in_force(now)
-        self._snapshot = Snapshot(
-            self._snapshot.version + 1,
-            now,
-            ranked,
-            current.forecaster if current else "",
-            self._desk.threshold(),
-            self._snapshot.windows,
-        )
+        self._table.patch(live, self.policy.failback, now)
+        return [Transitioned(transition, live.endpoint, self.snapshot.version)]

@@ -45,6 +45,11 @@ class ForecastDesk:
         current = self._current
         return current if current is not None and now - current.time <= self._policy.max_age_s else None
 
+    def risk(self, endpoint_id: str, now: float) -> float | None:
+        """Return the risk in force of one endpoint; None without one."""
+        current = self.in_force(now)
+        return current.risks.get(endpoint_id) if current else None
+
     def threshold(self) -> float | None:
         """Return the risk that degrades an endpoint: the policy's, else the model's own; None without either."""
         if self._policy.threshold is not None:

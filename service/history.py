@@ -7,7 +7,7 @@ from collections.abc import Callable
 import msgspec
 
 from analytics.records import AttemptRecord, DecisionRecord, Record, RequestRecord, TransitionRecord
-from routing.engine import Finished, Transitioned
+from routing.actions import Finished, Transitioned
 from routing.model import Endpoint
 from routing.outcomes import Outcome
 from service.router import Decided

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Mapping
 
-from routing.engine import Finished
+from routing.actions import Finished
 from routing.model import Endpoint
 from routing.outcomes import Outcome
 from routing.policy import AttemptPolicy

@@ -13,7 +13,7 @@ from asyncio.subprocess import PIPE, Process
 from collections import deque
 from pathlib import Path
 
-from routing.engine import Finished, Transitioned
+from routing.actions import Finished, Transitioned
 from routing.forecasts import Forecasts
 from routing.model import Endpoint
 from scoring.protocol import (

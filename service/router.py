@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 from random import Random
 from typing import Protocol
 
-from routing.engine import Action, Engine, Finished, Probe, Transitioned
+from routing.actions import Action, Finished, Probe, Transitioned
+from routing.engine import Engine
 from routing.errors import UnknownModelError
 from routing.forecasts import Forecasts
 from routing.model import Endpoint, RouteRequest

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 import msgspec
 
 from analytics.records import RequestRecord
+from routing.actions import Finished
 from routing.attempts import RequestBudget, first_byte_timeout_s, refusal_to_retry
-from routing.engine import Finished
 from routing.filters import already_tried, beyond_context, lacks_capability
 from routing.model import Endpoint, RouteRequest
 from routing.outcomes import Outcome

@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import count, pairwise
 
+from routing.actions import Action, Finished, Probe, Transitioned
 from routing.attempts import RequestBudget, first_byte_timeout_s, refusal_to_retry
-from routing.engine import Action, Engine, Finished, Probe, Transitioned
+from routing.engine import Engine
 from routing.health import State, Transition
 from routing.model import Capability, Catalogue, Endpoint, RouteRequest
 from routing.outcomes import Outcome

@@ -7,7 +7,7 @@ from typing import Any
 from routecast.v1 import router_pb2, router_pb2_grpc
 
 from analytics.records import RequestRecord
-from routing.engine import Finished
+from routing.actions import Finished
 from routing.errors import UnknownEndpointError
 from routing.model import Endpoint
 from routing.scorers import WEIGHTS

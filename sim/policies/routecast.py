@@ -13,8 +13,9 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from math import inf
 
+from routing.actions import Action, Finished, Probe
 from routing.attempts import RequestBudget, refusal_to_retry
-from routing.engine import Action, Engine, Finished, Probe
+from routing.engine import Engine
 from routing.forecasts import Forecasts
 from routing.model import Capability, Catalogue, Endpoint, RouteRequest
 from routing.outcomes import Outcome

@@ -6,8 +6,9 @@ from math import isfinite
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from routing.actions import Finished, Probe
 from routing.attempts import RequestBudget, first_byte_timeout_s, refusal_to_retry
-from routing.engine import Engine, Finished, Probe
+from routing.engine import Engine
 from routing.forecasts import Forecasts
 from routing.health import TABLE, Event, State, Transition
 from routing.model import Objective, RouteRequest

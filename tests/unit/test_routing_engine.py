@@ -2,7 +2,8 @@
 
 import pytest
 
-from routing.engine import Engine, Finished
+from routing.actions import Finished
+from routing.engine import Engine
 from routing.errors import CatalogueError, UnknownEndpointError, UnknownModelError
 from routing.forecasts import Forecasts
 from routing.health import Actor, Event, State

@@ -10,7 +10,7 @@ from routing.errors import UnknownModelError
 from routing.health import State
 from routing.model import Capability, Catalogue, Objective, RouteRequest
 from routing.pipeline import Decision, decide, in_order
-from routing.ranking import candidates, rankings
+from routing.ranking import Ranking
 from routing.snapshot import Facts, Snapshot
 from tests.routing_world import MODEL, endpoint
 
@@ -34,7 +34,7 @@ def _facts(name: str, order: int = 0, **changes: object) -> Facts:
 
 def _snapshot(*facts: Facts, version: int = 5) -> Snapshot:
     smallest = min(f.endpoint.context_window_tokens or inf for f in facts)
-    return Snapshot(version, NOW, {MODEL: rankings(candidates(facts))}, "", None, {MODEL: smallest})
+    return Snapshot(version, NOW, {MODEL: Ranking(facts)}, "", None, {MODEL: smallest})
 
 
 def _chosen(decision: Decision) -> str:

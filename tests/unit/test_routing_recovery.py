@@ -2,7 +2,8 @@
 
 import pytest
 
-from routing.engine import Action, Engine, Finished, Probe
+from routing.actions import Action, Finished, Probe
+from routing.engine import Engine
 from routing.health import Actor, Event, State
 from routing.model import RouteRequest
 from routing.outcomes import Outcome

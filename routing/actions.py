@@ -1,0 +1,40 @@
+"""What goes into the engine besides time, and what comes out: the end of an attempt, and actions for the shell."""
+
+from dataclasses import dataclass
+
+from routing.health import Transition
+from routing.model import Endpoint
+from routing.outcomes import Outcome
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """How one attempt ended. Latencies as in `Window.finished`; `retry_after_s` comes from a 429's headers."""
+
+    endpoint_id: str
+    attempt_id: str
+    outcome: Outcome
+    ttft_s: float | None = None
+    reply_s: float | None = None
+    output_tokens: int = 0
+    generation_s: float = 0.0
+    retry_after_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """Action: send one cheap probe to the endpoint and report it with `probed`."""
+
+    endpoint: Endpoint
+
+
+@dataclass(frozen=True, slots=True)
+class Transitioned:
+    """Action: record the transition."""
+
+    transition: Transition
+    endpoint: Endpoint
+    snapshot_version: int
+
+
+Action = Probe | Transitioned

@@ -1,0 +1,93 @@
+"""The routing table: one endpoint's live state, and the snapshot that decisions read, kept current from it.
+
+The rule of this file: a snapshot is replaced, never changed. A tick rebuilds all of it, a patch one endpoint's model.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from math import inf
+
+from routing import failback, reflex
+from routing.detector import FailureDetector
+from routing.forecasts import ForecastDesk
+from routing.health import Health, State
+from routing.model import Catalogue, Endpoint
+from routing.policy import FailbackPolicy, Policy
+from routing.quota import Quota
+from routing.ranking import Ranking
+from routing.snapshot import Facts, Snapshot
+from routing.window import Window
+
+_ERROR_SPAN_S = 60
+
+
+@dataclass(slots=True)
+class Live:
+    """Everything that changes about one endpoint."""
+
+    endpoint: Endpoint
+    window: Window
+    health: Health
+    detector: FailureDetector
+    facts: Facts
+    quota: Quota = field(default_factory=Quota)
+    slow_checked_at: float = -inf
+
+    @classmethod
+    def new(cls, endpoint: Endpoint, policy: Policy, now: float) -> "Live":
+        """Return the state of an endpoint of which nothing is known."""
+        detector = FailureDetector(policy.reflex.failing_rate, policy.reflex.normal_rate)
+        facts = Facts(endpoint, State.UNKNOWN, 1.0, 0.0, 0.0, None, 1.0, 0, None)
+        return cls(endpoint, Window(), Health(endpoint.id, entered_at=now), detector, facts)
+
+
+class RoutingTable:
+    """Keeps the snapshot. `live` is the engine's, by endpoint id; the table only reads it, but for its facts."""
+
+    def __init__(self, catalogue: Catalogue, live: Mapping[str, Live], desk: ForecastDesk, now: float) -> None:
+        self._catalogue = catalogue
+        self._live = live
+        self._desk = desk
+        windows = {
+            model: min((e.context_window_tokens or inf for e in endpoints), default=inf)
+            for model, endpoints in catalogue.by_model.items()
+        }
+        self.snapshot = Snapshot(0, now, {}, "", desk.threshold(), windows)
+
+    def publish(self, failback_policy: FailbackPolicy, now: float) -> None:
+        """Rebuild everything."""
+        for live in self._live.values():
+            live.facts = self._facts(live, failback_policy, now)
+        self._swap(self._catalogue.by_model, now)
+
+    def patch(self, live: Live, failback_policy: FailbackPolicy, now: float) -> None:
+        """Make one endpoint's change visible to the very next decision; its peers' counts wait for the tick."""
+        live.facts = self._facts(live, failback_policy, now)
+        self._swap((live.endpoint.model,), now)
+
+    def _facts(self, live: Live, failback_policy: FailbackPolicy, now: float) -> Facts:
+        window, quota = live.window, live.quota
+        latency_s = window.latency_quantile(0.5, now)
+        # What the quota will admit once its pause is over; during the pause `blocked_until` keeps requests away.
+        quota_share = quota.share(max(now, quota.blocked_until))
+        return Facts(
+            endpoint=live.endpoint,
+            state=live.health.state,
+            admission=failback.admission(live.health, failback_policy) * quota_share,
+            blocked_until=quota.blocked_until,
+            error_rate=window.sums(now, _ERROR_SPAN_S).error_rate,
+            latency_s=latency_s if latency_s is not None else window.latency_quantile(0.5, now, streamed=False),
+            latency_ratio=window.latency_shift(now, reflex.SPAN_S).ratio,
+            in_flight=window.in_flight,
+            risk=self._desk.risk(live.endpoint.id, now),
+        )
+
+    def _swap(self, models: Iterable[str], now: float) -> None:
+        ranked = dict(self.snapshot.rankings)
+        for model in models:
+            ranked[model] = Ranking([self._live[e.id].facts for e in self._catalogue.by_model[model]])
+        current = self._desk.in_force(now)
+        forecaster = current.forecaster if current else ""
+        self.snapshot = Snapshot(
+            self.snapshot.version + 1, now, ranked, forecaster, self._desk.threshold(), self.snapshot.windows
+        )
