@@ -4,6 +4,8 @@ from routing.outcomes import Outcome
 from sim.arena.policy import ArenaEndpoint, ArenaRequest, Attempted, Policy
 from sim.policies import make
 
+# How long the callers of these requests wait.
+PATIENCE_S = 600.0
 OK, LIMITED, ERROR = Outcome.OK, Outcome.RATE_LIMITED, Outcome.SERVER_ERROR
 
 
@@ -19,9 +21,11 @@ def policy_of(name: str, count: int = 3, prices: tuple[float, ...] = (), **param
     return make(name, endpoints(count, prices), 7, parameters)
 
 
-def request(number: int = 0, time: float = 0.0, session: int = 0, idempotent: bool = True) -> ArenaRequest:
+def request(
+    number: int = 0, time: float = 0.0, session: int = 0, idempotent: bool = True, patience_s: float = PATIENCE_S
+) -> ArenaRequest:
     """Return a small request."""
-    return ArenaRequest(number, time, 100, 50, session, idempotent)
+    return ArenaRequest(number, time, time + patience_s, 100, 50, session, idempotent)
 
 
 def ended(
@@ -54,12 +58,13 @@ class Feed:
         now: float,
         retry_after_s: float | None = None,
         ttft_s: float | None = None,
+        latency_s: float = 0.5,
     ) -> None:
         """Send an attempt at `now` that ends at once."""
         self._sent += 1
         attempt_id = f"a{self._sent}"
         self.policy.started(endpoint, attempt_id, now)
-        self.policy.finished(ended(endpoint, outcome, attempt_id, ttft_s, retry_after_s), now)
+        self.policy.finished(ended(endpoint, outcome, attempt_id, ttft_s, retry_after_s, latency_s), now)
 
     def attempts(self, endpoint: int, outcome: Outcome, times: int, now: float) -> None:
         """Send several at the same moment."""

@@ -30,11 +30,10 @@ class ArenaInvariantError(AssertionError):
 class _Flight:
     """A request that is being served."""
 
-    __slots__ = ("current", "deadline", "made", "request", "retry_draw", "tried")
+    __slots__ = ("current", "made", "request", "retry_draw", "tried")
 
-    def __init__(self, request: ArenaRequest, deadline: float) -> None:
+    def __init__(self, request: ArenaRequest) -> None:
         self.request = request
-        self.deadline = deadline
         self.tried: list[int] = []
         self.made: list[Attempted] = []
         self.current: Attempted
@@ -93,8 +92,8 @@ class _Arena:
                 next_tick = ticks * tick_s
             elif row is not None and arrives <= due:
                 self._in_flight += 1
-                request = ArenaRequest(row[0], arrives, row[2], row[3], row[4])
-                self._send(_Flight(request, arrives + scenario.deadline_s), arrives)
+                request = ArenaRequest(row[0], arrives, arrives + scenario.deadline_s, row[2], row[3], row[4])
+                self._send(_Flight(request), arrives)
                 row = next(rows, None)
             else:
                 self._handle(heappop(heap))
@@ -127,11 +126,12 @@ class _Arena:
         if not flight.tried:
             self._recorder.first[request.number] = endpoint
         attempt_id = f"{request.number}.{len(flight.tried)}"
+        patience_s = policy.patience_s(request, flight.tried, now)
         flight.tried.append(endpoint)
         policy.started(endpoint, attempt_id, now)
         fate = self._fates.of(
-            endpoint, now, request.output_tokens, draws[endpoint], wait_s=policy.attempt_timeout_s,
-            stall_s=policy.stall_timeout_s, left_s=flight.deadline - now,
+            endpoint, now, request.output_tokens, draws[endpoint], wait_s=patience_s,
+            stall_s=policy.stall_timeout_s, left_s=request.deadline - now,
         )  # fmt: skip
         flight.current = Attempted(endpoint, attempt_id, *fate)
         if fate.ttft_s is not None:
@@ -149,13 +149,13 @@ class _Arena:
         if attempted.outcome is Outcome.OK:
             self._in_flight -= 1
             return
-        if attempted.ttft_s is not None or now >= flight.deadline - _ROUNDING_S:
+        if attempted.ttft_s is not None or now >= flight.request.deadline - _ROUNDING_S:
             self._give_up(flight)
             return
         delay_s = self._policy.retry(flight.request, flight.made, now, flight.retry_draw)
         if self._check and delay_s is not None and not 0 <= delay_s < math.inf:
             raise ArenaInvariantError(f"retry of request {number} after {delay_s} s")
-        if delay_s is None or now + delay_s >= flight.deadline - _ROUNDING_S:
+        if delay_s is None or now + delay_s >= flight.request.deadline - _ROUNDING_S:
             self._give_up(flight)
         elif delay_s <= 0:
             self._send(flight, now)
@@ -175,11 +175,11 @@ class _Arena:
             self._note_warnings(frozenset(warned), now)
 
     def _probe(self, endpoints: Sequence[int], now: float) -> None:
-        patience_s = min(self._policy.attempt_timeout_s, self._world.scenario.deadline_s)
+        patience_s = self._policy.probe_timeout_s
         for endpoint in endpoints:
             fate = self._fates.of(
                 endpoint, now, PROBE_OUTPUT_TOKENS, self._luck.probe(now, endpoint), wait_s=patience_s,
-                stall_s=self._policy.stall_timeout_s, left_s=self._world.scenario.deadline_s,
+                stall_s=patience_s, left_s=patience_s,
             )  # fmt: skip
             attempted = Attempted(endpoint, f"p{self._probes}", *fate)
             self._probes += 1
@@ -202,7 +202,7 @@ class _Arena:
 
     def _verify(self, flight: _Flight, endpoint: int | None, now: float) -> None:
         number = flight.request.number
-        if not now < flight.deadline:
+        if not now < flight.request.deadline:
             raise ArenaInvariantError(f"request {number} was sent at {now:g} s, after its deadline")
         if endpoint is not None and not 0 <= endpoint < len(self._world.endpoints):
             raise ArenaInvariantError(f"request {number} was sent to endpoint {endpoint}, which does not exist")

@@ -14,6 +14,7 @@ from sim.arena.truth import SLOW, World
 
 # Leaving the preferred endpoint for less than this much risk is not worth it.
 _MARGIN = 0.01
+_PATIENCE_S = 30.0
 
 
 class Oracle:
@@ -22,8 +23,8 @@ class Oracle:
     """
 
     name = "oracle"
-    attempt_timeout_s = 30.0
     stall_timeout_s = 10.0
+    probe_timeout_s = 5.0
     tick_s = 1.0
 
     def __init__(self, world: World) -> None:
@@ -37,6 +38,10 @@ class Oracle:
             return None
         least = min(risk for _, risk in risks)
         return next(i for i, risk in risks if risk <= least + _MARGIN)
+
+    def patience_s(self, request: ArenaRequest, tried: Sequence[int], now: float) -> float:  # noqa: ARG002 - Policy
+        """Wait for half a minute: it left what hangs before."""
+        return _PATIENCE_S
 
     def retry(self, request: ArenaRequest, made: Sequence[Attempted], now: float, draw: float) -> float | None:  # noqa: ARG002 - Policy
         """Go on at once while an endpoint is left."""

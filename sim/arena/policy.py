@@ -25,10 +25,13 @@ class ArenaEndpoint:
 
 @dataclass(frozen=True, slots=True)
 class ArenaRequest:
-    """One request. `number` counts from 0; every request is idempotent unless it says otherwise."""
+    """One request. `number` counts from 0; it arrives at `time` and its caller leaves at `deadline`, in seconds of the
+    run. Every request is idempotent unless it says otherwise.
+    """
 
     number: int
     time: float
+    deadline: float
     input_tokens: int
     output_tokens: int
     session: int
@@ -52,18 +55,21 @@ class Attempted:
 
 
 class Policy(Protocol):
-    """One router under test. `attempt_timeout_s` bounds the wait for a first token, `stall_timeout_s` a pause in a
-    stream.
-    """
+    """One router under test. `stall_timeout_s` bounds a pause in a stream, `probe_timeout_s` a whole probe."""
 
     name: str
-    attempt_timeout_s: float
     stall_timeout_s: float
+    probe_timeout_s: float
     tick_s: float
 
     def route(self, request: ArenaRequest, tried: Sequence[int], now: float, draw: float) -> int | None:
         """Return the endpoint of the next attempt; None refuses. `draw` is uniform in [0, 1), `tried` lists earlier
         attempts in order.
+        """
+
+    def patience_s(self, request: ArenaRequest, tried: Sequence[int], now: float) -> float:
+        """Return how long the attempt that begins now may wait for its first token; `tried` as in `route`, before it.
+        The caller's deadline ends it in any case.
         """
 
     def retry(self, request: ArenaRequest, made: Sequence[Attempted], now: float, draw: float) -> float | None:

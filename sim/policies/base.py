@@ -71,15 +71,24 @@ def with_parameters(defaults: S, policy: str, parameters: Mapping[str, float]) -
 
 
 class Baseline:
-    """A policy that hears nothing, probes nothing and never retries: what baselines start from."""
+    """A policy that hears nothing, probes nothing and never retries: what baselines start from.
+
+    Its patience is that of its settings, for every attempt alike.
+    """
 
     tick_s = 1.0
+    # Health checks of 5 s are what products have in common; one that publishes another puts it in its settings.
+    probe_timeout_s = 5.0
 
     def __init__(self, endpoints: int, settings: Settings) -> None:
-        self.attempt_timeout_s = settings.attempt_timeout_s
+        self._patience_s = settings.attempt_timeout_s
         self.stall_timeout_s = settings.stall_timeout_s
         self._count = endpoints
         self._order = range(endpoints)
+
+    def patience_s(self, request: ArenaRequest, tried: Sequence[int], now: float) -> float:  # noqa: ARG002  # the protocol's signature
+        """Return the product's timeout."""
+        return self._patience_s
 
     def retry(self, request: ArenaRequest, made: Sequence[Attempted], now: float, draw: float) -> float | None:  # noqa: ARG002  # the protocol's signature
         """Give up."""

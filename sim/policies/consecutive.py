@@ -33,6 +33,7 @@ class Consecutive(Baseline):
 
     def __init__(self, endpoints: int, settings: ConsecutiveSettings) -> None:
         super().__init__(endpoints, settings)
+        self.probe_timeout_s = settings.probe_timeout_s
         self._settings = settings
         self._failures = [0] * endpoints
         self._healthy = [True] * endpoints
@@ -66,8 +67,8 @@ class Consecutive(Baseline):
         return due
 
     def probed(self, attempted: Attempted, now: float) -> None:  # noqa: ARG002  # the protocol's signature
-        """Judge a health check; one that took longer than its timeout has failed."""
-        passed = attempted.outcome is Outcome.OK and attempted.latency_s <= self._settings.probe_timeout_s
+        """Judge a health check."""
+        passed = attempted.outcome is Outcome.OK
         self._count_in(attempted.endpoint, ok=passed)
         if passed:
             self._healthy[attempted.endpoint] = True

@@ -8,7 +8,7 @@ make it random.
 
 Where language-model providers differ from the paper's servers: they report neither load nor latency, so that a probe
 reads what this router knows itself: its own requests in flight there and its average latency. An endpoint not heard of
-for 5 s gets a real probe to keep that alive (the paper's servers always answer). The paper avoids sinkholes
+for 5 s gets a real probe of 5 s to keep that alive (the paper's servers always answer). The paper avoids sinkholes
 of fast failures without giving the rule: a failure counts as a latency of 10 s. It has no retries: two were taken, at
 once, on endpoints not tried; 60 s of patience. The reuse formula has no value for pools of few servers: 1, its least.
 Balanced: no endpoint is preferred.

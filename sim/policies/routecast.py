@@ -1,25 +1,22 @@
 """Routecast itself: the production engine, driven as the service drives it, so that the scorecard judges what ships.
 
 Decisions come from `routing.pipeline.decide` on the engine's snapshot, retries from `routing.attempts`, and every
-observation goes in as `service.router` and `service.walk` hand it in: a latency only with a success, endpoints tried
-are excluded, a probe's latency stays out of the windows, one probe per endpoint at a time, given up after 5 s, and a
-tick every 0.25 s. Requests carry no session id, as a caller who does not ask for affinity.
-
-The limit on a first byte (`routing.attempts.first_byte_timeout_s`) never falls below `ttft_timeout_s` under the default
-policy, since three such waits and the reserve fit in the deadline; a policy for which that does not hold is refused.
+observation goes in as `service.router`, `service.walk` and `service.probes` hand it in: a latency only with a success,
+a timeout that the caller's haste brought about without blame, endpoints tried are excluded, a probe's latency stays out
+of the windows, one probe per endpoint at a time, given up after 5 s, and a tick every 0.25 s. Requests carry no session
+id, as a caller who does not ask for affinity.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
-from math import inf
 
 from routing.actions import Action, Finished, Probe
-from routing.attempts import RequestBudget, refusal_to_retry
+from routing.attempts import RequestBudget, first_byte_timeout_s, refusal_to_retry
 from routing.engine import Engine
 from routing.forecasts import Forecasts
 from routing.model import Capability, Catalogue, Endpoint, RouteRequest
 from routing.outcomes import Outcome
-from routing.pipeline import decide
+from routing.pipeline import Decision, decide
 from routing.policy import Policy as RoutingPolicy
 from sim.arena.policy import ArenaEndpoint, ArenaRequest, Attempted
 from sim.policies.base import ParameterError
@@ -43,39 +40,44 @@ class Routecast:
         name: str = "routecast-reflex",
     ) -> None:
         policy = policy or RoutingPolicy()
-        attempts = policy.attempts
-        if attempts.max_attempts * attempts.ttft_timeout_s + attempts.reserve_s > attempts.deadline_s:
-            raise ParameterError(
-                f"attempts.deadline_s = {attempts.deadline_s!r}: expected room for max_attempts × ttft_timeout_s "
-                f"and reserve_s, as the arena gives every attempt the same patience"
-            )
         self.name = name
-        self.attempt_timeout_s = attempts.ttft_timeout_s
-        self.stall_timeout_s = attempts.stall_timeout_s
+        self.stall_timeout_s = policy.attempts.stall_timeout_s
+        self.probe_timeout_s = _PROBE_TIMEOUT_S
         self.tick_s = _TICK_S
         self.engine = Engine(_catalogue(endpoints), policy, 0.0)
-        self._attempts = attempts
+        self._attempts = policy.attempts
         self._forecaster = forecaster
         self._ids = [endpoint.id for endpoint in endpoints]
         self._index = {endpoint_id: i for i, endpoint_id in enumerate(self._ids)}
         self._first = RouteRequest(MODEL)
-        self._probing: dict[int, tuple[str, float]] = {}
+        self._probing: dict[int, str] = {}
         self._probes = 0
 
     def route(self, request: ArenaRequest, tried: Sequence[int], now: float, draw: float) -> int | None:  # noqa: ARG002  # the protocol's signature
         """Decide on the current snapshot."""
+        chosen = self.decide(tried, now, draw).chosen
+        return None if chosen is None else self._index[chosen.facts.endpoint.id]
+
+    def decide(self, tried: Sequence[int], now: float, draw: float) -> Decision:
+        """Return the decision on an attempt of a request that was already sent to `tried`."""
         asked = self._first
         if tried:
             asked = replace(asked, excluded=frozenset(self._ids[i] for i in tried))
-        chosen = decide(self.engine.snapshot, asked, now, draw).chosen
-        return None if chosen is None else self._index[chosen.facts.endpoint.id]
+        return decide(self.engine.snapshot, asked, now, draw)
+
+    def patience_s(self, request: ArenaRequest, tried: Sequence[int], now: float) -> float:
+        """Keep some of the deadline for the fallback while another endpoint is left."""
+        others_left = len(self.decide(tried, now, 0.0).plan.cumulative) > 1
+        return first_byte_timeout_s(self._budget(request), self._attempts, now, streamed=True, others_left=others_left)
 
     def retry(self, request: ArenaRequest, made: Sequence[Attempted], now: float, draw: float) -> float | None:  # noqa: ARG002  # the protocol's signature
         """Go on at once unless the discipline of attempts refuses."""
         last = made[-1]
-        budget = RequestBudget(request.time + self._attempts.deadline_s, request.idempotent)
-        emitted = last.ttft_s is not None
+        emitted, budget = last.ttft_s is not None, self._budget(request)
         return None if refusal_to_retry(last.outcome, len(made), emitted, budget, self._attempts, now) else 0.0
+
+    def _budget(self, request: ArenaRequest) -> RequestBudget:
+        return RequestBudget(min(request.deadline, request.time + self._attempts.deadline_s), request.idempotent)
 
     def started(self, endpoint: int, attempt_id: str, now: float) -> None:
         """Tell the engine."""
@@ -89,7 +91,8 @@ class Routecast:
         """Tell the engine; a latency only with a success."""
         endpoint_id, outcome, ttft_s = self._ids[attempted.endpoint], attempted.outcome, attempted.ttft_s
         if outcome is not Outcome.OK:
-            result = Finished(endpoint_id, attempted.attempt_id, outcome, retry_after_s=attempted.retry_after_s)
+            heard = self._blame(attempted, now)
+            result = Finished(endpoint_id, attempted.attempt_id, heard, retry_after_s=attempted.retry_after_s)
         else:
             result = Finished(
                 endpoint_id,
@@ -102,27 +105,28 @@ class Routecast:
             )
         self.engine.finished(result, now)
 
+    def _blame(self, attempted: Attempted, now: float) -> Outcome:
+        """Return what the engine hears. A timeout by a caller's short deadline says nothing of the endpoint, unless the
+        wait was long by the endpoint's own standards.
+        """
+        outcome, waited_s = attempted.outcome, attempted.latency_s
+        if outcome is not Outcome.TIMEOUT or attempted.ttft_s is not None or waited_s >= self._attempts.ttft_timeout_s:
+            return outcome
+        limit_s = self.engine.hang_limit_s(self._ids[attempted.endpoint], now, streamed=True)
+        return outcome if limit_s is not None and waited_s >= limit_s else Outcome.CANCELLED
+
     def tick(self, now: float) -> Sequence[int]:
-        """Give up on slow probes, hear the forecaster, let the engine tick; return what it wants probed."""
-        for endpoint, (attempt_id, started) in list(self._probing.items()):
-            if now - started >= _PROBE_TIMEOUT_S:
-                del self._probing[endpoint]
-                self.engine.probed(Finished(self._ids[endpoint], attempt_id, Outcome.TIMEOUT), now)
+        """Hear the forecaster, let the engine tick; return what it wants probed and is not being probed."""
         actions: list[Action] = []
         if self._forecaster is not None and (forecasts := self._forecaster(self.engine, now)) is not None:
             actions += self.engine.forecast(forecasts, now)
         return [self._probe(endpoint, now) for endpoint in self._wanted(actions + self.engine.tick(now))]
 
     def probed(self, attempted: Attempted, now: float) -> None:
-        """Tell the engine, without the probe's latency. The late end of a probe that was given up is ignored: it was
-        not sent when the one under way was.
-        """
-        endpoint = attempted.endpoint
-        attempt_id, started = self._probing.get(endpoint, ("", -inf))
-        if abs(now - attempted.latency_s - started) < self.tick_s / 2:
-            del self._probing[endpoint]
-            outcome, retry_after_s = attempted.outcome, attempted.retry_after_s
-            self.engine.probed(Finished(self._ids[endpoint], attempt_id, outcome, retry_after_s=retry_after_s), now)
+        """Tell the engine, without the probe's latency."""
+        endpoint_id, attempt_id = self._ids[attempted.endpoint], self._probing.pop(attempted.endpoint)
+        result = Finished(endpoint_id, attempt_id, attempted.outcome, retry_after_s=attempted.retry_after_s)
+        self.engine.probed(result, now)
 
     def warned(self) -> Collection[int]:
         """Return the endpoints whose forecast risk has reached the threshold; none without forecasts."""
@@ -139,8 +143,8 @@ class Routecast:
     def _probe(self, endpoint: int, now: float) -> int:
         self._probes += 1
         attempt_id = f"probe-{self._probes}"
-        self._probing[endpoint] = (attempt_id, now)
-        self.engine.started(self._ids[endpoint], attempt_id, now)
+        self._probing[endpoint] = attempt_id
+        self.engine.started(self._ids[endpoint], attempt_id, now, streamed=False)
         return endpoint
 
 

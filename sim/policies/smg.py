@@ -30,7 +30,7 @@ class SMGSettings(Settings):
     ejection_s: float = 60.0
     successes: int = 3
     check_interval_s: float = 60.0
-    check_timeout_s: float = 5.0
+    probe_timeout_s: float = 5.0
     check_failures: int = 3
     check_successes: int = 2
     retries: int = 5
@@ -51,6 +51,7 @@ class SMG(Baseline):
 
     def __init__(self, endpoints: int, settings: SMGSettings) -> None:
         super().__init__(endpoints, settings)
+        self.probe_timeout_s = settings.probe_timeout_s
         self._settings = settings
         self._failures = [0] * endpoints
         self._successes = [0] * endpoints
@@ -116,7 +117,7 @@ class SMG(Baseline):
     def probed(self, attempted: Attempted, now: float) -> None:  # noqa: ARG002  # the protocol's signature
         """Judge a health check."""
         endpoint, settings = attempted.endpoint, self._settings
-        if attempted.outcome is Outcome.OK and attempted.latency_s <= settings.check_timeout_s:
+        if attempted.outcome is Outcome.OK:
             self._checks_failed[endpoint] = 0
             self._checks_passed[endpoint] += 1
             if self._checks_passed[endpoint] >= settings.check_successes:

@@ -42,6 +42,7 @@ class Listener:
 
     name = "listener"
     stall_timeout_s = 5.0
+    probe_timeout_s = 2.0
     tick_s = 10.0
 
     def __init__(self, *, retries: int = 1, backoff_s: float = 0.0, attempt_timeout_s: float = 10.0) -> None:
@@ -58,6 +59,9 @@ class Listener:
         assert 0 <= draw < 1
         assert now >= request.time
         return len(tried) % 2
+
+    def patience_s(self, request: ArenaRequest, tried: Sequence[int], now: float) -> float:
+        return self.attempt_timeout_s
 
     def retry(self, request: ArenaRequest, made: Sequence[Attempted], now: float, draw: float) -> float | None:
         assert made[-1].outcome is not Outcome.OK
@@ -185,6 +189,36 @@ def test_probes_are_sent_when_asked_for_and_are_no_requests() -> None:
     assert [probe.outcome for probe in policy.probes] == [Outcome.OK] * 6
     assert log.probe_cost_usd == pytest.approx(np.full(6, 15 * 2 / 1e6))
     assert len(log.first) == len(world.workload.arrival_s)
+
+
+@pytest.mark.parametrize(
+    ("incident", "latency_s"), [(whole(ArenaKind.HANG, probability=1), 2.0), (whole(ArenaKind.CRAWL, speed=0.01), 2.0)]
+)
+def test_a_probe_ends_with_its_own_timeout_whatever_it_waits_for(incident: Scripted, latency_s: float) -> None:
+    """F-18: health checks have a timeout of their own, 5 s by default, and requests another."""
+
+    class Checking(Listener):
+        def tick(self, now: float) -> Sequence[int]:
+            return [0]
+
+    policy = Checking(attempt_timeout_s=40.0)
+    run(world_of(incident), policy, check=True)
+    assert {probe.outcome for probe in policy.probes[:20]} == {Outcome.TIMEOUT}
+    assert {probe.latency_s for probe in policy.probes[:20]} == {latency_s}
+
+
+def test_a_policy_knows_its_caller_s_deadline_and_divides_it_among_attempts() -> None:
+    """F-02: the first of two attempts leaves the second half of the time."""
+
+    class Halving(Listener):
+        def patience_s(self, request: ArenaRequest, tried: Sequence[int], now: float) -> float:
+            return (request.deadline - now) / (2 if not tried else 1)
+
+    policy = Halving()
+    log = run(world_of(whole(ArenaKind.HANG, probability=1), deadline_s=6.0), policy, check=True)
+    early = log.arrival_s < 280
+    assert set(log.attempts[early]) == {2}
+    assert log.ttft_s[early] == pytest.approx(3.0 + 0.4)
 
 
 def test_warnings_are_recorded_when_they_change() -> None:

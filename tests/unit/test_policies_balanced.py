@@ -207,12 +207,13 @@ def test_smg_needs_three_successes_and_no_failure_while_probing() -> None:
 
 def test_smg_s_health_checks_take_three_failures_and_two_successes() -> None:
     fed = feed("smg", 2)
+    assert fed.policy.probe_timeout_s == 5.0
     assert list(fed.policy.tick(59.0)) == []
     assert list(fed.policy.tick(60.0)) == [0, 1]
     for _ in range(2):
         fed.policy.probed(ended(0, ERROR), 61.0)
     assert fed.chosen(61.0) == 0
-    fed.policy.probed(ended(0, OK, latency_s=5.1), 61.0)
+    fed.policy.probed(ended(0, Outcome.TIMEOUT, latency_s=5.0), 66.0)
     assert fed.chosen(61.0) == 1
     fed.policy.probed(ended(0, OK), 121.0)
     assert fed.chosen(121.0) == 1

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from routing.outcomes import Outcome
 from sim.arena.policy import ArenaRequest, Attempted, Policy
 from sim.policies import NAMES, make
-from tests.policy_driver import endpoints
+from tests.policy_driver import endpoints, request
 
 _MOST_ATTEMPTS = 8
 FRACTION = st.floats(0.0, 1.0, exclude_max=True)
@@ -61,7 +61,9 @@ class Driver:
     def play(self, steps: Sequence[Step]) -> None:
         for number, step in enumerate(steps):
             self._pass(step.gap_s)
-            self._serve(ArenaRequest(number, self._now, 100, 50, step.session, step.idempotent), step)
+            self._serve(
+                ArenaRequest(number, self._now, self._now + 600.0, 100, 50, step.session, step.idempotent), step
+            )
 
     def _pass(self, seconds: float) -> None:
         until, ticks = self._now + seconds, 0
@@ -161,7 +163,12 @@ def test_any_story_gets_valid_repeatable_answers_and_reads_change_nothing(
 @pytest.mark.parametrize("name", NAMES)
 def test_waits_and_patience_are_finite_and_positive(name: str) -> None:
     policy = make(name, endpoints(3), 0)
-    for duration_s in (policy.attempt_timeout_s, policy.stall_timeout_s, policy.tick_s):
+    for duration_s in (
+        policy.patience_s(request(), (), 0.0),
+        policy.stall_timeout_s,
+        policy.probe_timeout_s,
+        policy.tick_s,
+    ):
         assert isfinite(duration_s)
         assert duration_s > 0
 

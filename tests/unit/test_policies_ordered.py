@@ -34,10 +34,11 @@ def test_consecutive_checks_every_minute_and_returns_on_a_passed_check() -> None
     assert list(fed.policy.tick(59.9)) == []
     assert list(fed.policy.tick(60.0)) == [0, 1, 2]
     assert list(fed.policy.tick(119.0)) == []
-    fed.policy.probed(ended(0, latency_s=5.1), 65.1)
-    assert fed.chosen(65.1) == 1, "slower than its timeout of 5 s"
-    fed.policy.probed(ended(0, latency_s=5.0), 125.0)
-    assert fed.chosen(125.0) == 0
+    assert fed.policy.probe_timeout_s == 5.0
+    fed.policy.probed(ended(0, Outcome.TIMEOUT, latency_s=5.0), 65.0)
+    assert fed.chosen(65.0) == 1
+    fed.policy.probed(ended(0), 120.5)
+    assert fed.chosen(120.5) == 0
 
 
 def test_consecutive_walks_its_chain_once_and_serves_when_all_are_out() -> None:

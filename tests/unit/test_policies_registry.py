@@ -7,7 +7,7 @@ import pytest
 from routing.errors import PolicyError
 from sim.policies import GRIDS, NAMES, make
 from sim.policies.base import ParameterError
-from tests.policy_driver import endpoints, policy_of
+from tests.policy_driver import endpoints, policy_of, request
 
 
 def test_every_name_of_the_scorecard_but_the_arena_s_oracle_is_there() -> None:
@@ -42,7 +42,6 @@ def test_an_unknown_parameter_is_told_with_the_known_ones(name: str) -> None:
         ("smg", "max_failures", -1, "a finite number of 0 or more"),
         ("smg", "max_failures", 2.5, "a whole number"),
         ("routecast-reflex", "reflex.min_hanging", 2.5, "a whole number"),
-        ("routecast-reflex", "attempts.ttft_timeout_s", 200.0, "room for max_attempts"),
     ],
 )
 def test_a_value_out_of_range_is_refused(name: str, parameter: str, value: float, expected: str) -> None:
@@ -73,5 +72,5 @@ def test_every_point_of_a_grid_makes_a_policy(name: str) -> None:
 def test_a_parameter_overrides_a_published_default() -> None:
     assert policy_of("envoy").tick_s == 10.0
     assert policy_of("envoy", interval_s=3).tick_s == 3.0
-    assert policy_of("litellm").attempt_timeout_s == 600.0
-    assert policy_of("litellm", attempt_timeout_s=10).attempt_timeout_s == 10.0
+    assert policy_of("litellm").patience_s(request(), (), 0.0) == 600.0
+    assert policy_of("litellm", attempt_timeout_s=10).patience_s(request(), (), 0.0) == 10.0

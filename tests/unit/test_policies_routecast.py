@@ -8,6 +8,7 @@ from routing.health import State
 from routing.outcomes import Outcome
 from routing.policy import AttemptPolicy
 from routing.window import Counter
+from service.probes import _TIMEOUT_S
 from sim.policies.routecast import Routecast
 from tests.policy_driver import ERROR, LIMITED, OK, Feed, ended, endpoints, request
 
@@ -19,11 +20,25 @@ def built(count: int = 3) -> tuple[Routecast, Feed]:
 
 def test_its_patience_and_its_ticks_are_the_service_s() -> None:
     policy, _ = built()
-    assert (policy.attempt_timeout_s, policy.stall_timeout_s, policy.tick_s) == (
-        AttemptPolicy().ttft_timeout_s,
-        AttemptPolicy().stall_timeout_s,
-        0.25,
-    )
+    assert policy.patience_s(request(), (), 0.0) == AttemptPolicy().ttft_timeout_s
+    assert policy.stall_timeout_s == AttemptPolicy().stall_timeout_s
+    assert policy.probe_timeout_s == _TIMEOUT_S
+    assert policy.tick_s == 0.25
+
+
+def test_f02_a_short_deadline_is_shared_with_the_fallback() -> None:
+    policy, fed = built(2)
+    hasty = request(patience_s=6.0)
+    assert policy.patience_s(hasty, (), 0.0) == 3.0, "half of it is the fallback's"
+    assert policy.patience_s(hasty, (0,), 3.0) == 3.0, "nobody is left"
+    assert policy.retry(hasty, [ended(0, Outcome.TIMEOUT, latency_s=3.0)], 3.0, 0.5) == 0.0
+    assert policy.retry(hasty, [ended(0, Outcome.TIMEOUT, latency_s=3.0)], 6.0, 0.5) is None
+    for _ in range(20):
+        fed.attempt(0, Outcome.TIMEOUT, 3.0, latency_s=3.0)
+    assert policy.engine.health_of("e0").state is State.UNKNOWN, "the caller was in haste; that is no evidence"
+    for _ in range(20):
+        fed.attempt(0, Outcome.TIMEOUT, 20.0, latency_s=20.0)
+    assert policy.engine.health_of("e0").state is State.EJECTED
 
 
 def test_f01_failures_that_chance_does_not_explain_move_the_next_request() -> None:
@@ -88,30 +103,15 @@ def test_f08_probes_and_a_canary_bring_an_endpoint_back() -> None:
     assert policy.engine.window_of("e0").latency_quantile(0.5, now) is None, "a probe's latency stays out"
 
 
-def test_a_probe_is_alone_and_given_up_after_five_seconds() -> None:
+def test_a_probe_is_alone_until_it_ends() -> None:
     policy, fed = built()
     fed.attempts(0, ERROR, 3, 0.0)
-    sent = [(now / 4, list(policy.tick(now / 4))) for now in range(1, 40)]
+    sent = [(now / 4, list(policy.tick(now / 4))) for now in range(1, 60)]
     assert [(now, probes) for now, probes in sent if probes] == [(5.0, [0])]
-    assert policy.engine.health_of("e0").state is State.PROBING
-    policy.tick(10.0)
-    assert policy.engine.health_of("e0").probe_failures == 1, "the timeout failed it"
-    assert policy.engine.window_of("e0").in_flight == 1, "the next probe alone"
-    policy.probed(ended(0, OK, latency_s=6.0), 11.0)
-    assert policy.engine.health_of("e0").probes_passed == 0, "its late success is ignored"
-
-
-def test_the_late_end_of_an_old_probe_is_not_taken_for_the_new_one_s() -> None:
-    policy, fed = built()
-    fed.attempts(0, ERROR, 3, 0.0)
-    now, sent = 0.0, list[float]()
-    while len(sent) < 2:
-        now += 0.25
-        sent += [now for _ in policy.tick(now)]
-    policy.probed(ended(0, Outcome.TIMEOUT, latency_s=now + 0.1 - sent[0]), now + 0.1)
-    assert policy.engine.health_of("e0").state is State.PROBING
-    policy.probed(ended(0, OK, latency_s=0.2), now + 0.2)
-    assert policy.engine.health_of("e0").probes_passed == 1
+    policy.probed(ended(0, Outcome.TIMEOUT, latency_s=policy.probe_timeout_s), 15.0)
+    assert policy.engine.health_of("e0").probe_failures == 1
+    assert policy.engine.window_of("e0").in_flight == 0
+    assert list(policy.tick(15.0)) == [0]
 
 
 def test_a_forecaster_may_be_passed_in_and_is_heard_before_each_tick() -> None:
