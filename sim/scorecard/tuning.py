@@ -9,7 +9,7 @@ import hashlib
 import itertools
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -23,6 +23,15 @@ _KEPT = 4
 # What a bad request per thousand is worth: ten needlessly diverted per thousand, or a hundred switches a day.
 _NEEDLESS_PER_1K = 0.1
 _SWITCH_PER_DAY = 0.01
+_ROOT = Path(__file__).parents[2]
+SOURCES = tuple(
+    _ROOT / place
+    for place in (
+        "routing", "sim/arena", "sim/policies", "sim/traces", "sim/faults.py", "sim/incidents.py",
+        "sim/scorecard/definitions.py", "sim/scorecard/shares.py", "sim/scorecard/tuning.py",
+    )
+)  # fmt: skip
+"""What a run's outcome follows from besides its arguments: whoever edits one of these has nothing tuned."""
 
 
 def loss(rows: Sequence[Row]) -> float:
@@ -52,6 +61,21 @@ def tune(
     return Contender(base.name, base.base, points[0].parameters)
 
 
+def content_hash(sources: Iterable[Path]) -> str:
+    """Return the SHA-256, in hex, of the names and contents of the modules and data in `sources`, files or
+    directories.
+    """
+    digest = hashlib.sha256()
+    for source in sources:
+        files = [source] if source.is_file() else sorted(path for path in source.rglob("*") if path.is_file())
+        for path in files:
+            if path.suffix != ".pyc":
+                content = path.read_bytes()
+                digest.update(f"{path.relative_to(source.parent)} {len(content)}\n".encode())
+                digest.update(content)
+    return digest.hexdigest()
+
+
 def tuned(
     base: Contender,
     grid: Mapping[str, Sequence[float]],
@@ -60,9 +84,9 @@ def tuned(
     *,
     jobs: int = 2,
 ) -> Contender:
-    """Return `base` tuned; `cache` (a JSON file) remembers it by everything it depends on but the policy's own code."""
+    """Return `base` tuned; `cache` (a JSON file) remembers it by everything it depends on, the code included."""
     described = [base.base, {name: list(values) for name, values in grid.items()}, [asdict(s) for s in scenarios]]
-    key = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:16]
+    key = hashlib.sha256(f"{json.dumps(described, sort_keys=True)} {content_hash(SOURCES)}".encode()).hexdigest()[:16]
     known: dict[str, dict[str, float]] = json.loads(cache.read_text()) if cache.exists() else {}
     if key not in known:
         known[key] = dict(tune(base, grid, scenarios, jobs=jobs).parameters)

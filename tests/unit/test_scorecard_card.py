@@ -1,21 +1,29 @@
 """The card: who is on it, how sure its figures are, what its command line refuses, how parameters are tuned."""
 
+import inspect
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from routing.engine import Engine
 from sim.arena.incidents import ArenaKind
 from sim.arena.scenario import Arrivals, Endpoint, Scenario, Scripted
+from sim.arena.truth import World
+from sim.faults import Effect
+from sim.incidents import Place
 from sim.policies import GRIDS, NAMES
+from sim.policies.helicone import Helicone
 from sim.scorecard.__main__ import main, parse_seeds
 from sim.scorecard.contenders import entry, known_names
-from sim.scorecard.definitions import METRICS
+from sim.scorecard.definitions import METRICS, Evidence
 from sim.scorecard.runner import Contender, Row, run_card
+from sim.scorecard.shares import Shares
 from sim.scorecard.summary import Estimate, estimate, summarise
 from sim.scorecard.table import BAD, COLUMNS, card
-from sim.scorecard.tuning import loss, tune, tuned
+from sim.scorecard.tuning import SOURCES, content_hash, loss, tune, tuned
+from sim.traces import Trace
 
 STORY = Scenario(
     name="story",
@@ -116,6 +124,28 @@ def test_a_tuned_policy_is_remembered(tmp_path: Path) -> None:
     cache.write_text(json.dumps({key: {"max_failures": 5.0}}))
     assert tuned(base, grid, [STORY], cache, jobs=1).parameters == {"max_failures": 5.0}
     assert tuned(base, {"max_failures": (4.0,)}, [STORY], cache, jobs=1).parameters == {"max_failures": 4.0}
+
+
+def test_what_was_tuned_is_forgotten_with_any_change_of_the_code_it_rests_on(tmp_path: Path) -> None:
+    package = tmp_path / "policies"
+    package.mkdir()
+    (package / "envoy.py").write_text("RETRIES = 1\n")
+    (package / "table.csv").write_text("1\n")
+    seen = [content_hash([package])]
+    for name, text in (("envoy.py", "RETRIES = 2\n"), ("table.csv", "2\n"), ("new.py", "")):
+        (package / name).write_text(text)
+        seen.append(content_hash([package]))
+    (package / "new.py").rename(package / "renamed.py")
+    seen.append(content_hash([package]))
+    assert len(set(seen)) == len(seen)
+    (package / "envoy.pyc").write_bytes(b"compiled")
+    assert content_hash([package]) == seen[-1]
+
+
+@pytest.mark.parametrize("module", [Helicone, World, Engine, Effect, Place, Trace, Evidence, Shares])
+def test_the_code_of_a_run_is_among_what_tuning_rests_on(module: type) -> None:
+    path = Path(inspect.getfile(module))
+    assert any(path.is_relative_to(source) for source in SOURCES)
 
 
 def test_seeds_are_numbers_and_ranges() -> None:
