@@ -43,6 +43,7 @@ lint: setup ## ruff, mypy strict, layer contracts, buf lint, staleness of genera
 	$(BIN)/lint-imports
 	$(BIN)/buf lint
 	$(BIN)/python -m tools.protos --check
+	$(BIN)/python -m tools.features --check
 	$(BIN)/python -m tools.file_length
 
 format: setup ## let ruff rewrite what it can

@@ -8,6 +8,7 @@ the older definition are told apart.
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from math import log1p
 
 import numpy as np
@@ -38,6 +39,17 @@ class PeerContext:
     region: float = 0.0
 
 
+class Group(StrEnum):
+    """What a feature speaks of, in an operator's words: forecasts are explained by these."""
+
+    FAILURES = "failures"
+    RATE_LIMITS = "rate limits"
+    LATENCY = "latency"
+    WAITING = "waiting"
+    PEERS = "peers"
+    TRAFFIC = "traffic and evidence"
+
+
 Compute = Callable[[Reading, PeerContext], float]
 
 
@@ -49,6 +61,7 @@ class Feature:
     the risk, 0 when free.
     """
 
+    group: Group
     name: str
     unit: str
     window: int
@@ -76,86 +89,113 @@ def _now(figure: Callable[[Reading], float]) -> Compute:
     return lambda reading, _: figure(reading)
 
 
-# (stem of the name, unit, direction, meaning, figure): one feature for each span.
-_PER_SPAN: tuple[tuple[str, str, int, str, _Span], ...] = (
-    ("failures", "sd", 1, "failures against the baseline's rate, signed Poisson deviance", _counted(*_FAILURES)),
-    ("limited", "sd", 1, "429 answers against the baseline's rate, signed Poisson deviance", _counted(_LIMITED)),
-    ("failure_rate", "share", 1, "failures among judged attempts, drawn towards 0.5 %", Reading.failure_rate),
-    ("latency_shift", "log ratio", 1, "mean latency against the baseline, both channels", Reading.latency_shift),
-    ("latency_z", "sd", 1, "the latency shift in its own standard errors", Reading.latency_z),
-    ("slow_share", "share", 1, "latencies above 2.5 times the baseline", Reading.slow_share),
-    ("attempts", "log count", 0, "answered attempts the span rests on", lambda r, span_s: log1p(r.answered(span_s))),
-)
-
-# (name, unit, window, direction, meaning, compute)
-_SINGLE: tuple[tuple[str, str, int, int, str, Compute], ...] = (
+# (group, stem of the name, unit, direction, meaning, figure): one feature for each span.
+_PER_SPAN: tuple[tuple[Group, str, str, int, str, _Span], ...] = (
     (
-        "timeouts_60s", "sd", 60, 1, "timeouts against the baseline's rate, signed Poisson deviance",
+        Group.FAILURES, "failures", "sd", 1, "failures against the baseline's rate, signed Poisson deviance",
+        _counted(*_FAILURES),
+    ),
+    (
+        Group.RATE_LIMITS, "limited", "sd", 1, "429 answers against the baseline's rate, signed Poisson deviance",
+        _counted(_LIMITED),
+    ),
+    (
+        Group.FAILURES, "failure_rate", "share", 1, "failures among judged attempts, drawn towards 0.5 %",
+        Reading.failure_rate,
+    ),
+    (
+        Group.LATENCY, "latency_shift", "log ratio", 1, "mean latency against the baseline, both channels",
+        Reading.latency_shift,
+    ),
+    (Group.LATENCY, "latency_z", "sd", 1, "the latency shift in its own standard errors", Reading.latency_z),
+    (Group.LATENCY, "slow_share", "share", 1, "latencies above 2.5 times the baseline", Reading.slow_share),
+    (
+        Group.TRAFFIC, "attempts", "log count", 0, "answered attempts the span rests on",
+        lambda r, span_s: log1p(r.answered(span_s)),
+    ),
+)  # fmt: skip
+
+# (group, name, unit, window, direction, meaning, compute)
+_SINGLE: tuple[tuple[Group, str, str, int, int, str, Compute], ...] = (
+    (
+        Group.FAILURES, "timeouts_60s", "sd", 60, 1, "timeouts against the baseline's rate, signed Poisson deviance",
         _over(_counted(Counter.TIMEOUT), 60),
     ),
     (
-        "latency_slope_15_60s", "log ratio", 60, 0, "latency of 15 s against that of 60 s",
+        Group.LATENCY, "latency_slope_15_60s", "log ratio", 60, 0, "latency of 15 s against that of 60 s",
         _slope(Reading.latency_shift, 15, 60),
     ),
     (
-        "latency_slope_60_300s", "log ratio", 300, 0, "latency of 60 s against that of 300 s",
+        Group.LATENCY, "latency_slope_60_300s", "log ratio", 300, 0, "latency of 60 s against that of 300 s",
         _slope(Reading.latency_shift, 60, 300),
     ),
     (
-        "failure_slope_15_60s", "share", 60, 0, "failure rate of 15 s minus that of 60 s",
+        Group.FAILURES, "failure_slope_15_60s", "share", 60, 0, "failure rate of 15 s minus that of 60 s",
         _slope(Reading.failure_rate, 15, 60),
     ),
     (
-        "failure_slope_60_300s", "share", 300, 0, "failure rate of 60 s minus that of 300 s",
+        Group.FAILURES, "failure_slope_60_300s", "share", 300, 0, "failure rate of 60 s minus that of 300 s",
         _slope(Reading.failure_rate, 60, 300),
     ),
     (
-        "limited_rate_60s", "share", 60, 1, "429 answers among answered attempts, drawn towards 0.5 %",
-        _over(Reading.limited_rate, 60),
+        Group.RATE_LIMITS, "limited_rate_60s", "share", 60, 1,
+        "429 answers among answered attempts, drawn towards 0.5 %", _over(Reading.limited_rate, 60),
     ),
     (
-        "limited_slope_15_60s", "share", 60, 0, "429 rate of 15 s minus that of 60 s",
+        Group.RATE_LIMITS, "limited_slope_15_60s", "share", 60, 0, "429 rate of 15 s minus that of 60 s",
         _slope(Reading.limited_rate, 15, 60),
     ),
-    ("spread_ratio_60s", "log ratio", 60, 0, "latency spread against the baseline's", _over(Reading.spread_ratio, 60)),
-    ("token_shift_60s", "log ratio", 60, 1, "seconds per output token against the baseline",
-     _over(Reading.token_shift, 60)),
     (
-        "in_flight_excess", "log ratio", 0, 1, "attempts in flight against arrivals times usual time in service",
-        _now(Reading.in_flight_excess),
+        Group.LATENCY, "spread_ratio_60s", "log ratio", 60, 0, "latency spread against the baseline's",
+        _over(Reading.spread_ratio, 60),
     ),
     (
-        "waiting_ratio", "log ratio", 0, 1, "oldest wait for a first byte against the usual latency",
+        Group.LATENCY, "token_shift_60s", "log ratio", 60, 1, "seconds per output token against the baseline",
+        _over(Reading.token_shift, 60),
+    ),
+    (
+        Group.WAITING, "in_flight_excess", "log ratio", 0, 1,
+        "attempts in flight against arrivals times usual time in service", _now(Reading.in_flight_excess),
+    ),
+    (
+        Group.WAITING, "waiting_ratio", "log ratio", 0, 1, "oldest wait for a first byte against the usual latency",
         _now(Reading.waiting_ratio),
     ),
-    ("overdue", "log count", 0, 1, "attempts that have waited three times the usual latency", _now(Reading.overdue)),
     (
-        "consecutive_failures", "log count", 0, 1, "failures in a row",
+        Group.WAITING, "overdue", "log count", 0, 1, "attempts that have waited three times the usual latency",
+        _now(Reading.overdue),
+    ),
+    (
+        Group.FAILURES, "consecutive_failures", "log count", 0, 1, "failures in a row",
         _now(lambda reading: log1p(reading.window.consecutive_failures)),
     ),
     (
-        "earlier_failure_rate", "share", 3600, 1, "failures and 429 of the last hour without the last 300 s",
-        _now(Reading.earlier_failure_rate),
+        Group.FAILURES, "earlier_failure_rate", "share", 3600, 1,
+        "failures and 429 of the last hour without the last 300 s", _now(Reading.earlier_failure_rate),
     ),
     (
-        "traffic_ratio", "log ratio", 300, 0, "arrival rate of 15 s against that of 300 s",
+        Group.TRAFFIC, "traffic_ratio", "log ratio", 300, 0, "arrival rate of 15 s against that of 300 s",
         _now(Reading.traffic_ratio),
     ),
     (
-        "baseline_samples", "log count", 1800, 0, "latency values the baseline rests on",
+        Group.TRAFFIC, "baseline_samples", "log count", 1800, 0, "latency values the baseline rests on",
         _now(lambda reading: log1p(reading.baseline.latency_samples)),
     ),
-    ("provider_peers", "share", 60, 1, "other endpoints of the provider that are in trouble",
-     lambda _, peers: peers.provider),
-    ("region_peers", "share", 60, 1, "other endpoints of the region that are in trouble",
-     lambda _, peers: peers.region),
+    (
+        Group.PEERS, "provider_peers", "share", 60, 1, "other endpoints of the provider that are in trouble",
+        lambda _, peers: peers.provider,
+    ),
+    (
+        Group.PEERS, "region_peers", "share", 60, 1, "other endpoints of the region that are in trouble",
+        lambda _, peers: peers.region,
+    ),
 )  # fmt: skip
 
 FEATURES: tuple[Feature, ...] = (
     *(
-        Feature(f"{stem}_{span_s}s", unit, span_s, direction, meaning, _over(figure, span_s))
+        Feature(group, f"{stem}_{span_s}s", unit, span_s, direction, meaning, _over(figure, span_s))
         for span_s in SPANS_S
-        for stem, unit, direction, meaning, figure in _PER_SPAN
+        for group, stem, unit, direction, meaning, figure in _PER_SPAN
     ),
     *(Feature(*row) for row in _SINGLE),
 )

@@ -10,6 +10,7 @@ from routing.window import Window
 from scoring import features
 from scoring.features import FEATURE_SET, FEATURES, NAMES, Member, PeerContext, in_domain, matrix, peer_contexts, vector
 from scoring.reading import signed_deviance
+from tools import features as tools_features
 
 ALONE = PeerContext()
 START = 1_700_000_000.0
@@ -165,3 +166,9 @@ def test_signed_deviance_is_that_of_poisson() -> None:
     assert signed_deviance(20, 10) == pytest.approx(math.sqrt(2 * (20 * math.log(2) - 10)))
     assert signed_deviance(0, 8) == pytest.approx(-4)
     assert signed_deviance(5, 10) == pytest.approx(-math.sqrt(2 * (5 * math.log(0.5) + 5)))
+
+
+def test_the_page_of_features_is_what_the_registry_says() -> None:
+    """F-09: what a forecast looks at is documented from the code that computes it."""
+    assert tools_features.PAGE.read_text(encoding="utf-8") == tools_features.page()
+    assert all(f"`{name}`" in tools_features.page() for name in NAMES)
