@@ -25,7 +25,6 @@ _MIN_FAILURES = 3
 _FAILURE_SHARE = 0.1
 _MIN_TIMED = 5
 _SLOW_RATIO = 2.5
-_MIN_EVIDENCE = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +38,9 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True)
 class Labels:
-    """Per asked moment: `y` (int8), 1 if degraded at any time in (t, t + horizon]; `known` (bool), False where fewer
-    than 3 attempts ended in there or the end of the record falls inside.
+    """Per asked moment: `y` (int8), 1 if degraded at any time in (t, t + horizon]; `known` (bool), False where the end
+    of the record falls inside, and where nothing was found by fewer than 3 attempts per 30 s: so few could hardly show
+    trouble, and an endpoint whose traffic was moved away must not be called healthy for want of witnesses.
     """
 
     y: npt.NDArray[np.int8]
@@ -112,10 +112,10 @@ def labels(
     ends = [a.time for a in attempts if TRAITS[a.outcome].signal in (Signal.SUCCESS, Signal.FAILURE, Signal.QUOTA)]
     y = np.zeros(len(times), dtype=np.int8)
     known = np.zeros(len(times), dtype=np.bool_)
-    last = ends[-1] if ends else 0.0
+    last, enough = ends[-1] if ends else 0.0, _MIN_FAILURES * horizon_s / _RECENT_S
     for row, time in enumerate(times):
         due = time + horizon_s
         after = bisect_right(moments, time)
         y[row] = after < len(moments) and moments[after] <= due
-        known[row] = due <= last and bisect_right(ends, due) - bisect_right(ends, time) >= _MIN_EVIDENCE
+        known[row] = due <= last and (y[row] or bisect_right(ends, due) - bisect_right(ends, time) >= enough)
     return Labels(y, known)

@@ -21,12 +21,46 @@ _REGIONS = ("eu-west", "us-east", "ap-south")
 
 
 class Setting(StrEnum):
-    """STEADY worlds run for an hour and more; COLD ones begin shortly before their first incident, as a fresh
-    installation does.
+    """STEADY worlds run for an hour and more, full of trouble to learn from; COLD ones begin shortly before their first
+    incident, as a fresh installation does. SPARSE ones run for hours with trouble as rare as in service, about three
+    incidents and three decoys per endpoint-day: shares of time and alarms per day mean something only there. SHIFTED
+    ones are STEADY with normal values that no other setting draws, to see what a forecast is worth abroad.
     """
 
     STEADY = "steady"
     COLD = "cold"
+    SPARSE = "sparse"
+    SHIFTED = "shifted"
+
+
+@dataclass(frozen=True, slots=True)
+class _Density:
+    """How trouble comes: mean seconds of quiet before the first and between two, share of decoys, chance that a whole
+    domain is struck once.
+    """
+
+    quiet_s: float
+    between_s: float
+    decoys: float
+    shared: float
+
+
+_DENSE = _Density(quiet_s=1200, between_s=2000, decoys=0.25, shared=0.4)
+_RARE = _Density(quiet_s=14_400, between_s=14_400, decoys=0.5, shared=0.1)
+
+
+_DURATIONS_S = {
+    Setting.STEADY: (2400, 4200),
+    Setting.COLD: (180, 480),
+    Setting.SPARSE: (9000, 18_000),
+    Setting.SHIFTED: (2400, 4200),
+}
+_TTFT_S = {
+    Setting.STEADY: (0.03, 3.0),
+    Setting.COLD: (0.03, 0.3),
+    Setting.SPARSE: (0.03, 3.0),
+    Setting.SHIFTED: (3.0, 8.0),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,10 +102,13 @@ def make_world(seed: int, setting: Setting) -> World:
     """Draw a world."""
     rng = np.random.default_rng([seed, 0])
     cold = setting is Setting.COLD
-    duration_s = int(rng.uniform(180, 480)) if cold else int(rng.uniform(2400, 4200))
+    duration_s = int(rng.uniform(*_DURATIONS_S[setting]))
     places = _places(rng)
-    regimes = tuple(_regime(place, rng, cold=cold) for place in places)
-    incidents = _cold_incidents(places, rng) if cold else _incidents(places, duration_s, rng)
+    regimes = tuple(_regime(place, rng, setting) for place in places)
+    if cold:
+        incidents = _cold_incidents(places, rng)
+    else:
+        incidents = _incidents(places, duration_s, _RARE if setting is Setting.SPARSE else _DENSE, rng)
     rates = _rates(places, incidents, duration_s, rng, cold=cold)
     return World(seed, setting, duration_s, regimes, rates, incidents)
 
@@ -86,39 +123,40 @@ def _places(rng: _Rng) -> tuple[Place, ...]:
     return tuple(every[i] for i in sorted(chosen))
 
 
-def _regime(place: Place, rng: _Rng, *, cold: bool) -> Regime:
+def _regime(place: Place, rng: _Rng, setting: Setting) -> Regime:
+    abroad = setting is Setting.SHIFTED
     return Regime(
         place=place,
-        ttft_s=_log_uniform(rng, 0.03, 0.3) if cold else _log_uniform(rng, 0.03, 3.0),
-        sigma=_log_uniform(rng, 0.1, 1.0),
+        ttft_s=_log_uniform(rng, *_TTFT_S[setting]),
+        sigma=_log_uniform(rng, 1.0, 1.4) if abroad else _log_uniform(rng, 0.1, 1.0),
         reply_share=float(rng.choice([0.0, 0.2, 0.5, 0.7])),
         output_tokens=_log_uniform(rng, 8, 400),
         tokens_per_s=_log_uniform(rng, 30, 900),
-        error_rate=0.0 if rng.random() < 0.3 else _log_uniform(rng, 1e-4, 0.01),
+        error_rate=rng.uniform(0.01, 0.02) if abroad else 0.0 if rng.random() < 0.3 else _log_uniform(rng, 1e-4, 0.01),
         limited_rate=0.0 if rng.random() < 0.8 else _log_uniform(rng, 1e-4, 0.005),
         timeout_s=rng.uniform(8, 30),
-        drift=0.0 if rng.random() < 0.3 else rng.uniform(0.02, 0.15),
+        drift=rng.uniform(0.15, 0.3) if abroad else 0.0 if rng.random() < 0.3 else rng.uniform(0.02, 0.15),
     )
 
 
-def _incidents(places: tuple[Place, ...], duration_s: int, rng: _Rng) -> tuple[Incident, ...]:
+def _incidents(places: tuple[Place, ...], duration_s: int, density: _Density, rng: _Rng) -> tuple[Incident, ...]:
     found: list[Incident] = []
     quiet_s = rng.uniform(30, 900)
-    if rng.random() < 0.4:
+    if rng.random() < density.shared:
         domain = _domain(places, rng)
         if len(domain) > 1:
             found.append(shared_incident(domain, rng.uniform(quiet_s, duration_s - 300), rng))
     for place in places:
-        moment_s = quiet_s + rng.exponential(1200)
+        moment_s = quiet_s + rng.exponential(density.quiet_s)
         while moment_s < duration_s - 120:
-            if rng.random() < 0.25:
+            if rng.random() < density.decoys:
                 incident = incident_of(IncidentKind.DECOY, place, moment_s, rng)
             else:
                 incident = incident_at(place, moment_s, rng)
             found.append(incident)
             # An aftershock comes within minutes, most trouble does not.
             again = incident.kind is not IncidentKind.DECOY and rng.random() < 0.25
-            moment_s = incident.end_s + (rng.uniform(60, 600) if again else 120 + rng.exponential(2000))
+            moment_s = incident.end_s + (rng.uniform(60, 600) if again else 120 + rng.exponential(density.between_s))
     return tuple(found)
 
 

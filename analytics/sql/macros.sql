@@ -58,7 +58,8 @@ WHERE windowed.time >= CAST(since AS TIMESTAMP)
     );
 
 -- Health samples in [since, until) with what followed each within the horizon: `degraded` (at any moment in (time, time + horizon])
--- and `known` (at least 3 attempts became known in there, and all of it lies before `until`).
+-- and `known` (all of it lies before `until`, and it was degraded or at least 3 attempts per 30 s became known in there: fewer could
+-- hardly show trouble, and an endpoint whose traffic was moved away must not be called healthy for want of witnesses).
 CREATE OR REPLACE MACRO labelled_health(since, until, horizon_s) AS TABLE
 WITH sample AS (
     SELECT *, time + to_microseconds(CAST(horizon_s * 1e6 AS BIGINT)) AS due
@@ -80,7 +81,11 @@ moment AS (
 SELECT
     sample.*,
     coalesce(moment.time <= sample.due, false) AS degraded,
-    sample.due <= CAST(until AS TIMESTAMP) AND coalesce(later.n, 0) - coalesce(earlier.n, 0) >= 3 AS known
+    sample.due <= CAST(until AS TIMESTAMP)
+        AND (
+            coalesce(moment.time <= sample.due, false)
+            OR coalesce(later.n, 0) - coalesce(earlier.n, 0) >= 3 * horizon_s / 30
+        ) AS known
 FROM sample
 ASOF LEFT JOIN moment ON sample.endpoint = moment.endpoint AND sample.time < moment.time
 ASOF LEFT JOIN counted AS earlier ON sample.endpoint = earlier.endpoint AND sample.time >= earlier.time

@@ -15,9 +15,11 @@ from tests.history_records import attempt, health, history
 T0 = 1_750_000_000.0
 
 
-def labels(root: Path, attempts: Iterable[Record], at: Sequence[float], until: float = 10_000.0) -> TrainingRows:
+def labels(
+    root: Path, attempts: Iterable[Record], at: Sequence[float], until: float = 10_000.0, horizon_s: float = 60.0
+) -> TrainingRows:
     records = [*attempts, *(health((t,), time=T0 + t) for t in at)]
-    return training_rows(history(root, records), 60.0, T0, T0 + until)
+    return training_rows(history(root, records), horizon_s, T0, T0 + until)
 
 
 def steady(
@@ -34,6 +36,33 @@ def test_the_label_covers_exactly_the_horizon_after_the_sample(tmp_path: Path) -
     assert rows.mask.all()
     assert rows.time.tolist() == [T0 + t for t in (442.5, 443, 500, 529.5, 530, 531)]
     assert rows.endpoint.tolist() == ["a"] * 6
+
+
+def test_the_horizon_of_two_minutes_sees_what_that_of_one_does_not(tmp_path: Path) -> None:
+    """Degraded from 503 on: the sample at 443 sees it in a minute, the one at 383 only in two."""
+    attempts = steady(0, 1_000, bad=range(500, 504))
+    assert labels(tmp_path / "one", attempts, [382.5, 383, 443]).y.tolist() == [0, 0, 1]
+    assert labels(tmp_path / "two", attempts, [382.5, 383, 443], horizon_s=120.0).y.tolist() == [0, 1, 1]
+
+
+@pytest.mark.parametrize(("horizon_s", "enough"), [(60.0, 6), (120.0, 12)])
+def test_a_diverted_endpoint_is_not_called_healthy_for_want_of_witnesses(
+    tmp_path: Path, horizon_s: float, enough: int
+) -> None:
+    """Traffic is moved away at 500, only probes go on: too few of them leave the label open, enough close it."""
+    for name, probes, known in (("few", enough - 1, False), ("enough", enough, True)):
+        gap_s = horizon_s / (probes + 0.5)
+        after = [attempt(time=T0 + 500 + gap_s * (i + 1), kind="probe") for i in range(probes)]
+        end = [attempt(time=T0 + 1_000)]
+        rows = labels(tmp_path / name, [*steady(0, 500), *after, *end], [500], horizon_s=horizon_s)
+        assert (rows.y.tolist(), rows.mask.tolist()) == ([0], [known])
+
+
+def test_trouble_that_three_probes_show_counts_in_a_diverted_period(tmp_path: Path) -> None:
+    """Three failed probes within 30 s are degradation, although six attempts would be needed to rule it out."""
+    probes = [attempt(time=T0 + 510 + 10 * i, outcome="server_error", kind="probe") for i in range(3)]
+    rows = labels(tmp_path, [*steady(0, 500), *probes, attempt(time=T0 + 1_000)], [501])
+    assert (rows.y.tolist(), rows.mask.tolist()) == ([1], [True])
 
 
 def test_two_failures_are_not_degradation(tmp_path: Path) -> None:

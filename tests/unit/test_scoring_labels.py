@@ -82,4 +82,4 @@ def test_a_label_looks_one_horizon_ahead_and_knows_what_it_does_not_know() -> No
 
 def test_a_period_without_attempts_has_no_label() -> None:
     attempts = [ok(float(t)) for t in range(10)] + [ok(500.0)]
-    assert labels(attempts, [], [5.0, 100.0], horizon_s=60).known.tolist() == [True, False]
+    assert labels(attempts, [], [2.0, 5.0, 100.0], horizon_s=60).known.tolist() == [True, False, False]
