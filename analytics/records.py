@@ -17,6 +17,7 @@ __all__ = [
     "AttemptRecord",
     "Column",
     "DecisionRecord",
+    "DomainRecord",
     "HealthRecord",
     "ModelEventRecord",
     "Record",
@@ -180,6 +181,21 @@ class TransitionRecord:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DomainRecord:
+    """A failure domain that went down or came up again: one row for all the endpoints it took with it."""
+
+    stream: ClassVar[str] = "domains"
+
+    replica: Annotated[_Text, "process that wrote the row"]
+    time: Annotated[_Time, "when it happened"]
+    kind: Annotated[_Text, "zone, region, provider or location"]
+    domain: Annotated[_Text, "name of the domain"]
+    state: Annotated[_Text, "down or up"]
+    endpoints: Annotated[_Text, "JSON array of the endpoints that were out because of it"]
+    snapshot_version: Annotated[_Count, "snapshot that carried the change"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelEventRecord:
     """One step in the life of a forecaster: registered, watched, promoted, doubted, rolled back."""
 
@@ -197,7 +213,9 @@ class ModelEventRecord:
     note: Annotated[_Text, "the reason in words"]
 
 
-Record = RequestRecord | AttemptRecord | DecisionRecord | HealthRecord | TransitionRecord | ModelEventRecord
+Record = (
+    RequestRecord | AttemptRecord | DecisionRecord | HealthRecord | TransitionRecord | DomainRecord | ModelEventRecord
+)
 
 RECORD_TYPES: Mapping[str, type[Record]] = types.MappingProxyType({kind.stream: kind for kind in get_args(Record)})
 

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from routing.domains import Domain
 from routing.health import Transition
 from routing.model import Endpoint
 from routing.outcomes import Outcome
@@ -9,7 +10,9 @@ from routing.outcomes import Outcome
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """How one attempt ended. Latencies as in `Window.finished`; `retry_after_s` comes from a 429's headers."""
+    """How one attempt ended. Latencies as in `Window.finished`; `retry_after_s` comes from a 429's headers, `tenant` is
+    whose key was used.
+    """
 
     endpoint_id: str
     attempt_id: str
@@ -19,6 +22,7 @@ class Finished:
     output_tokens: int = 0
     generation_s: float = 0.0
     retry_after_s: float | None = None
+    tenant: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,4 +41,15 @@ class Transitioned:
     snapshot_version: int
 
 
-Action = Probe | Transitioned
+@dataclass(frozen=True, slots=True)
+class DomainChanged:
+    """Action: record that a failure domain went down or came up again, and which endpoints were out because of it."""
+
+    time: float
+    domain: Domain
+    is_down: bool
+    endpoint_ids: tuple[str, ...]
+    snapshot_version: int
+
+
+Action = Probe | Transitioned | DomainChanged

@@ -27,6 +27,10 @@ class FailureDetector:
         self._against = log(self._failing_rate / normal_rate)
         self._for = log((1 - normal_rate) / (1 - self._failing_rate))
 
+    def adopt(self, failing_rate: float) -> None:
+        """Tell failing from normal by another rate, from the next `learn` on."""
+        self._failing_rate = failing_rate
+
     def succeeded(self) -> None:
         """A success: evidence shrinks."""
         self.evidence = max(0.0, self.evidence - self._for)
@@ -34,6 +38,10 @@ class FailureDetector:
     def failed(self, *, hard: bool) -> None:
         """A failure: evidence grows, by half as much again when the endpoint could not even be reached."""
         self.evidence += self._against * (_HARD_WEIGHT if hard else 1.0)
+
+    def retract(self) -> None:
+        """A failure that was counted turned out to be none: its evidence goes."""
+        self.evidence = max(0.0, self.evidence - self._against)
 
     def clear(self) -> None:
         """Forget: a new chance begins."""

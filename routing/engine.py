@@ -8,7 +8,9 @@ already been patched by then.
 from math import inf
 
 from routing import failback, reflex
-from routing.actions import Action, Finished, Probe, Transitioned
+from routing.actions import Action, DomainChanged, Finished, Probe, Transitioned
+from routing.budget import Budgets
+from routing.domains import DomainWatch, Outage
 from routing.errors import UnknownEndpointError
 from routing.forecasts import ForecastDesk, Forecasts
 from routing.health import Cause, Event, Health, State
@@ -35,8 +37,10 @@ class Engine:
     def __init__(self, catalogue: Catalogue, policy: Policy, now: float) -> None:
         self.catalogue = catalogue
         self.policy = policy
+        self.budgets = Budgets(catalogue.by_model, policy)
         self._desk = ForecastDesk(policy.forecast)
         self._live = {e.id: Live.new(e, policy, now) for e in catalogue.endpoints.values()}
+        self._domains = DomainWatch(catalogue.endpoints.values(), policy.domains)
         self._table = RoutingTable(catalogue, self._live, self._desk, now)
         self._table.publish(policy.failback, now)
 
@@ -56,6 +60,21 @@ class Engine:
     def thresholds(self) -> dict[str, object]:
         """Return the thresholds in force by name; the forecast's own is the one now used."""
         return self.policy.thresholds() | {"forecast.threshold": self._desk.threshold()}
+
+    @property
+    def outages(self) -> tuple[Outage, ...]:
+        """The failure domains that are down; read them, do not write them."""
+        return self._domains.outages
+
+    def adopt(self, policy: Policy, now: float) -> None:
+        """Work by other thresholds from now on. What was learned, and where every endpoint stands, stays."""
+        self.policy = policy
+        self.budgets.adopt(policy)
+        self._desk.adopt(policy.forecast)
+        self._domains.adopt(policy.domains)
+        for live in self._live.values():
+            live.detector.adopt(policy.reflex.failing_rate)
+        self._table.publish(policy.failback, now)
 
     def hang_limit_s(self, endpoint_id: str, now: float, *, streamed: bool) -> float | None:
         """Return how long a first byte may take before the endpoint itself is to blame; None while its normal is
@@ -82,13 +101,19 @@ class Engine:
     def finished(self, result: Finished, now: float) -> list[Action]:
         """An attempt on live traffic ended."""
         live = self._of(result.endpoint_id)
-        is_current = self._observe(live, result, now) >= live.health.evidence_from
+        started = self._observe(live, result, now)
+        is_current = started >= live.health.evidence_from
         signal = TRAITS[result.outcome].signal
         if signal is Signal.QUOTA:
             return self._limited(live, result.retry_after_s, now)
+        if signal is Signal.CREDENTIAL and live.credentials.refused(result.tenant, now):
+            self._table.patch(live, self.policy.failback, now)
         if signal is Signal.FAILURE and is_current:
             return self._failed(live, result.outcome, now)
         if signal is Signal.SUCCESS:
+            self._domains.served(result.endpoint_id, started)
+            if live.credentials.accepted(result.tenant):
+                self._table.patch(live, self.policy.failback, now)
             return self._succeeded(live, now, is_current=is_current)
         return []
 
@@ -134,15 +159,28 @@ class Engine:
         signal = TRAITS[result.outcome].signal
         if signal is Signal.QUOTA:
             live.quota.limited(now, result.retry_after_s)
-        # An endpoint that refuses the probe itself is there; whether it serves, the canary will tell.
-        elif signal is Signal.SUCCESS or result.outcome is Outcome.CLIENT_ERROR:
+        # An endpoint that refuses the probe or its key is there; whether it serves, the canary will tell.
+        elif signal in (Signal.SUCCESS, Signal.CREDENTIAL) or result.outcome is Outcome.CLIENT_ERROR:
             failback.probe_passed(health)
-            passed, needed = float(health.probes_passed), float(self.policy.failback.probes_needed())
-            if passed >= needed:
-                return self._raise(live, Event.PROBES_PASSED, Cause("probes_passed", passed, needed), now)
+            if health.probes_passed >= self.policy.failback.probes_needed():
+                return self._validated(live, now)
         elif result.outcome is not Outcome.CANCELLED:
             failback.probe_failed(health)
+            self._domains.failed(result.endpoint_id)
         return []
+
+    def _validated(self, live: Live, now: float) -> list[Action]:
+        """Let an endpoint that has passed its probes return, and with it whoever waited for it in a domain's outage."""
+        returning, ended = self._domains.passed(live.endpoint.id, now)
+        needed = float(self.policy.failback.probes_needed())
+        actions: list[Action] = []
+        for endpoint_id in returning:
+            member = self._live[endpoint_id]
+            cause = Cause("probes_passed", float(member.health.probes_passed), needed)
+            actions += self._raise(member, Event.PROBES_PASSED, cause, now)
+        if ended is not None:
+            actions.append(self._domain_changed(ended, now, is_down=False))
+        return actions
 
     @staticmethod
     def _observe(live: Live, result: Finished, now: float) -> float:
@@ -285,4 +323,28 @@ class Engine:
             case _:
                 pass
         self._table.patch(live, self.policy.failback, now)
-        return [Transitioned(transition, live.endpoint, self.snapshot.version)]
+        actions: list[Action] = [Transitioned(transition, live.endpoint, self.snapshot.version)]
+        if transition.to_state is State.EJECTED:
+            actions += self._spread(live, now)
+        elif transition.to_state is State.DRAINING:
+            self._domains.removed(live.endpoint.id)
+        return actions
+
+    def _spread(self, live: Live, now: float) -> list[Action]:
+        """Move the rest of a failure domain when this ejection shows that all of it is down."""
+        outage = self._domains.ejected(live.endpoint.id, now)
+        if outage is None:
+            return []
+        parts = {outage.domain.parts[member] for member in outage.out}
+        cause = Cause("domain_parts_out", float(len(parts)), float(self.policy.domains.min_parts))
+        actions: list[Action] = []
+        for endpoint_id in sorted(outage.domain.parts.keys() - outage.out):
+            member = self._live[endpoint_id]
+            actions += self._raise(member, Event.DOMAIN, cause, now, outage.domain.name)
+            if member.health.state in (State.PROBING, State.EJECTED):
+                self._domains.moved(outage, endpoint_id)
+        return [self._domain_changed(outage, now, is_down=True), *actions]
+
+    def _domain_changed(self, outage: Outage, now: float, *, is_down: bool) -> DomainChanged:
+        members = tuple(sorted(outage.out))
+        return DomainChanged(now, outage.domain, is_down, members, self.snapshot.version)

@@ -1,7 +1,9 @@
 """Every error the core raises, in one tree.
 
 RoutingError
-├── PolicyError        a policy value is out of its range; names the field
+├── FieldError         a value is out of its range; names the field
+│   ├── PolicyError    of a policy
+│   └── RequestError   of a request
 ├── CatalogueError     the catalogue contradicts itself; names the entry
 ├── UnknownModelError  no endpoint serves that model; carries the known ones
 └── UnknownEndpointError
@@ -14,12 +16,20 @@ class RoutingError(Exception):
     """Base of all errors raised by the core."""
 
 
-class PolicyError(RoutingError, ValueError):
-    """A policy value is out of its range."""
+class FieldError(RoutingError, ValueError):
+    """A value is out of its range."""
 
     def __init__(self, field: str, value: object, expected: str) -> None:
         self.field = field
         super().__init__(f"{field} = {value!r}: expected {expected}")
+
+
+class PolicyError(FieldError):
+    """A policy value is out of its range."""
+
+
+class RequestError(FieldError):
+    """A value of a request is out of its range."""
 
 
 class CatalogueError(RoutingError):

@@ -8,7 +8,7 @@ refusal.
 from typing import Protocol
 
 from routing.health import State
-from routing.model import RouteRequest
+from routing.model import RegionPolicy, RouteRequest
 from routing.snapshot import Candidate
 
 _OUT = frozenset({State.EJECTED, State.PROBING, State.DRAINING})
@@ -44,6 +44,39 @@ def beyond_context(candidate: Candidate, request: RouteRequest, now: float) -> s
     return f"context window {window} tokens is less than the request's {request.input_tokens}"
 
 
+def outside_region(candidate: Candidate, request: RouteRequest, now: float) -> str:  # noqa: ARG001  # the protocol's signature
+    """Exclude endpoints beyond a border that the request may not cross."""
+    region = candidate.facts.endpoint.region
+    if request.region_policy is not RegionPolicy.STAY or region == request.region:
+        return ""
+    return f"region {region!r}: the request must stay in {request.region!r}"
+
+
+def provider_not_allowed(candidate: Candidate, request: RouteRequest, now: float) -> str:  # noqa: ARG001  # the protocol's signature
+    """Exclude providers that the tenant's policy does not list."""
+    provider = candidate.facts.endpoint.provider
+    if not request.allowed_providers or provider in request.allowed_providers:
+        return ""
+    return f"provider {provider!r} is not among those allowed: {', '.join(sorted(request.allowed_providers))}"
+
+
+def over_budget(candidate: Candidate, request: RouteRequest, now: float) -> str:  # noqa: ARG001  # the protocol's signature
+    """Exclude endpoints where the request could cost more than it may."""
+    endpoint = candidate.facts.endpoint
+    cost_usd = (
+        request.input_tokens * endpoint.input_usd_per_mtok + request.max_output_tokens * endpoint.output_usd_per_mtok
+    ) / 1e6
+    if cost_usd <= request.budget_usd:
+        return ""
+    return f"could cost {cost_usd:.6f} USD, more than the budget of {request.budget_usd:.6f} USD"
+
+
+def overloaded(candidate: Candidate, request: RouteRequest, now: float) -> str:  # noqa: ARG001  # the protocol's signature
+    """Exclude endpoints that a retry leaves in peace, because most of the model's are overloaded."""
+    is_spared = candidate.facts.endpoint.id in request.spared
+    return "overloaded, as most endpoints of the model are: no retry goes there" if is_spared else ""
+
+
 def out_of_service(candidate: Candidate, request: RouteRequest, now: float) -> str:  # noqa: ARG001  # the protocol's signature
     """Exclude endpoints that get probes only."""
     state = candidate.facts.state
@@ -56,5 +89,19 @@ def rate_limited(candidate: Candidate, request: RouteRequest, now: float) -> str
     return f"rate limited until {until:.3f} (unix time)" if until > now else ""
 
 
-REQUEST_FILTERS: tuple[Filter, ...] = (already_tried, lacks_capability, beyond_context)
-HEALTH_FILTERS: tuple[Filter, ...] = (out_of_service, rate_limited)
+def key_refused(candidate: Candidate, request: RouteRequest, now: float) -> str:
+    """Exclude endpoints that refused this tenant's key a short while ago."""
+    until = candidate.facts.barred.get(request.tenant, 0.0)
+    return f"refused the tenant's key; asked again at {until:.3f} (unix time)" if until > now else ""
+
+
+REQUEST_FILTERS: tuple[Filter, ...] = (
+    already_tried,
+    lacks_capability,
+    beyond_context,
+    outside_region,
+    provider_not_allowed,
+    over_budget,
+    overloaded,
+)
+HEALTH_FILTERS: tuple[Filter, ...] = (out_of_service, rate_limited, key_refused)

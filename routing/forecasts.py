@@ -27,6 +27,10 @@ class ForecastDesk:
         self._policy = policy
         self._current: Forecasts | None = None
 
+    def adopt(self, policy: ForecastPolicy) -> None:
+        """Judge forecasts by another policy from now on."""
+        self._policy = policy
+
     def take(self, forecasts: Forecasts, now: float) -> bool:
         """Take over a forecast; return whether it counts. Risks that are no probabilities are left out."""
         is_current = abs(now - forecasts.time) <= self._policy.max_age_s and 0.0 < forecasts.threshold < 1.0

@@ -31,6 +31,7 @@ class Event(StrEnum):
     SLOW = "slow"
     LIMITED = "limited"
     FORECAST = "forecast"
+    DOMAIN = "domain"
     CALM = "calm"
     VALIDATE = "validate"
     RELIEVED = "relieved"
@@ -63,6 +64,10 @@ TABLE: dict[tuple[State, Event], State] = {
     (_S.ACTIVE, _E.SLOW): _S.DEGRADED,
     (_S.ACTIVE, _E.LIMITED): _S.DEGRADED,
     (_S.ACTIVE, _E.FORECAST): _S.DEGRADED,
+    (_S.UNKNOWN, _E.DOMAIN): _S.PROBING,
+    (_S.ACTIVE, _E.DOMAIN): _S.PROBING,
+    (_S.DEGRADED, _E.DOMAIN): _S.PROBING,
+    (_S.CANARY, _E.DOMAIN): _S.PROBING,
     (_S.DEGRADED, _E.BREACH): _S.EJECTED,
     (_S.DEGRADED, _E.SLOW): _S.DEGRADED,
     (_S.DEGRADED, _E.FORECAST): _S.DEGRADED,
@@ -85,6 +90,7 @@ ACTOR_OF: dict[Event, Actor] = {
     _E.BREACH: Actor.REFLEX,
     _E.SLOW: Actor.REFLEX,
     _E.LIMITED: Actor.REFLEX,
+    _E.DOMAIN: Actor.REFLEX,
     _E.FORECAST: Actor.FORECAST,
     _E.CALM: Actor.PLAN,
     _E.VALIDATE: Actor.PLAN,

@@ -3,9 +3,10 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum, StrEnum
+from math import inf
 from types import MappingProxyType
 
-from routing.errors import CatalogueError, UnknownEndpointError, UnknownModelError
+from routing.errors import CatalogueError, RequestError, UnknownEndpointError, UnknownModelError
 
 
 class Capability(StrEnum):
@@ -16,6 +17,14 @@ class Capability(StrEnum):
     TOOLS = "tools"
     VISION = "vision"
     EMBEDDINGS = "embeddings"
+
+
+class RegionPolicy(StrEnum):
+    """What a request's region means: nothing, a preference that gives way to health, or a border it may not cross."""
+
+    ANYWHERE = "anywhere"
+    PREFER = "prefer"
+    STAY = "stay"
 
 
 class Objective(Enum):
@@ -33,7 +42,8 @@ class Endpoint:
     """One provider × region × canonical model: the unit that is scored, ejected and probed.
 
     `order` is its rank among the model's endpoints (0 = primary). Prices are USD per million tokens.
-    `context_window_tokens` of None means unknown, and no request is refused for it.
+    `context_window_tokens` of None means unknown, and no request is refused for it. `company` is who runs the provider
+    when several providers are one company's regions: the widest failure domain; the provider itself when empty.
     """
 
     id: str
@@ -47,6 +57,7 @@ class Endpoint:
     context_window_tokens: int | None = None
     input_usd_per_mtok: float = 0.0
     output_usd_per_mtok: float = 0.0
+    company: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +102,11 @@ class Catalogue:
 class RouteRequest:
     """What a decision needs to know of a request.
 
-    `input_tokens` is an estimate, used against context windows only. `excluded` holds the endpoints already tried for
-    this request; `affine_endpoint` is the one that served the session last.
+    `input_tokens` is an estimate, for context windows and cost only; `max_output_tokens` what the caller allows (0:
+    unknown). `excluded` holds the endpoints already tried for this request; `affine_endpoint` is the one that served
+    the session last. `region` with `region_policy` says where the request wants to be served. `allowed_providers`
+    (empty: all) and `budget_usd`, the most that one attempt may cost, are what the tenant's policy allows. `spared` are
+    overloaded endpoints that a retry leaves in peace. Raises RequestError for a region policy without a region.
     """
 
     model: str
@@ -104,3 +118,15 @@ class RouteRequest:
     preferred_provider: str = ""
     affine_endpoint: str = ""
     excluded: frozenset[str] = frozenset()
+    region: str = ""
+    region_policy: RegionPolicy = RegionPolicy.ANYWHERE
+    allowed_providers: frozenset[str] = frozenset()
+    max_output_tokens: int = 0
+    budget_usd: float = inf
+    spared: frozenset[str] = frozenset()
+
+    def __post_init__(self) -> None:
+        if self.region_policy is not RegionPolicy.ANYWHERE and not self.region:
+            raise RequestError("region", "", f"the region that policy {self.region_policy.value!r} is about")
+        if not self.budget_usd >= 0:
+            raise RequestError("budget_usd", self.budget_usd, "dollars of 0 or more")

@@ -9,7 +9,11 @@ from enum import Enum, StrEnum
 
 
 class Outcome(StrEnum):
-    """The end of one attempt, of low cardinality; detail belongs in the attempt's error text."""
+    """The end of one attempt, of low cardinality; detail belongs in the attempt's error text.
+
+    STALLED stopped sending, TRUNCATED ended before the answer was complete, MALFORMED cannot be parsed. EMPTY is a
+    whole answer with neither content nor a tool call, REFUSED_FORMAT one that should have been JSON and is none of it.
+    """
 
     OK = "ok"
     RATE_LIMITED = "rate_limited"
@@ -19,16 +23,19 @@ class Outcome(StrEnum):
     STALLED = "stalled"
     TRUNCATED = "truncated"
     MALFORMED = "malformed"
+    EMPTY = "empty"
+    REFUSED_FORMAT = "refused_format"
     AUTH_ERROR = "auth_error"
     CLIENT_ERROR = "client_error"
     CANCELLED = "cancelled"
 
 
 class Signal(Enum):
-    """Which of an endpoint's signals an outcome feeds."""
+    """Which of an endpoint's signals an outcome feeds. QUALITY: it answered, but not with what can be used."""
 
     SUCCESS = "success"
     FAILURE = "failure"
+    QUALITY = "quality"
     QUOTA = "quota"
     CREDENTIAL = "credential"
     NOTHING = "nothing"
@@ -40,13 +47,19 @@ class Traits:
 
     `retry_elsewhere`: another endpoint may well succeed. `hard`: the endpoint cannot be reached at all, one
     observation suffices. `may_have_executed`: the provider may have processed the request, so one that must not run
-    twice is not repeated.
+    twice is not repeated. `hinges_on_request`: some requests end so wherever they are sent.
     """
 
     signal: Signal
     retry_elsewhere: bool
     hard: bool = False
     may_have_executed: bool = False
+    hinges_on_request: bool = False
+
+    @property
+    def failed(self) -> bool:
+        """Tell whether the caller got no usable answer by the endpoint's fault."""
+        return self.signal is Signal.FAILURE or self.signal is Signal.QUALITY
 
 
 TRAITS: dict[Outcome, Traits] = {
@@ -56,8 +69,12 @@ TRAITS: dict[Outcome, Traits] = {
     Outcome.TIMEOUT: Traits(Signal.FAILURE, retry_elsewhere=True, may_have_executed=True),
     Outcome.CONNECT_ERROR: Traits(Signal.FAILURE, retry_elsewhere=True, hard=True),
     Outcome.STALLED: Traits(Signal.FAILURE, retry_elsewhere=True, may_have_executed=True),
-    Outcome.TRUNCATED: Traits(Signal.FAILURE, retry_elsewhere=True, may_have_executed=True),
-    Outcome.MALFORMED: Traits(Signal.FAILURE, retry_elsewhere=True, may_have_executed=True),
+    Outcome.TRUNCATED: Traits(Signal.QUALITY, retry_elsewhere=True, may_have_executed=True),
+    Outcome.MALFORMED: Traits(Signal.QUALITY, retry_elsewhere=True, may_have_executed=True),
+    Outcome.EMPTY: Traits(Signal.QUALITY, retry_elsewhere=True, may_have_executed=True, hinges_on_request=True),
+    Outcome.REFUSED_FORMAT: Traits(
+        Signal.QUALITY, retry_elsewhere=True, may_have_executed=True, hinges_on_request=True
+    ),
     Outcome.AUTH_ERROR: Traits(Signal.CREDENTIAL, retry_elsewhere=True),
     Outcome.CLIENT_ERROR: Traits(Signal.NOTHING, retry_elsewhere=False),
     Outcome.CANCELLED: Traits(Signal.NOTHING, retry_elsewhere=False, may_have_executed=True),

@@ -8,12 +8,12 @@ snapshot and shape and remembered with the snapshot; a decision then is a look-u
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from math import inf
+from math import inf, prod
 
 from routing.errors import UnknownModelError
-from routing.filters import HEALTH_FILTERS, REQUEST_FILTERS, Filter
+from routing.filters import HEALTH_FILTERS, REQUEST_FILTERS, Filter, key_refused
 from routing.health import State
-from routing.model import Catalogue, RouteRequest
+from routing.model import Catalogue, RegionPolicy, RouteRequest
 from routing.pickers import PICKER_OF, pick
 from routing.snapshot import Candidate, Facts, Snapshot
 
@@ -98,6 +98,29 @@ def _preference(candidate: Candidate, request: RouteRequest) -> int:
     return 1 if request.affine_endpoint and endpoint.id == request.affine_endpoint else 2
 
 
+def _distance(candidate: Candidate, request: RouteRequest) -> tuple[bool, float]:
+    """Order by region where the request prefers one: its own first, then the others, the fastest of them first."""
+    facts = candidate.facts
+    if request.region_policy is not RegionPolicy.PREFER or facts.endpoint.region == request.region:
+        return False, 0.0
+    return True, inf if facts.latency_s is None else facts.latency_s
+
+
+def _shares(ranked: Sequence[Candidate], request: RouteRequest, favoured: int) -> list[float]:
+    """Divide a request's chance among ranked candidates.
+
+    Where the request prefers a region, the others get what the admissions of that region's candidates leave over.
+    """
+    picker = PICKER_OF[request.objective]
+    home = sum(not _distance(c, request)[0] for c in ranked[favoured:]) + favoured
+    if home in (0, len(ranked)):
+        return picker.shares(ranked, request.objective, favoured)
+    left = prod(1.0 - c.facts.admission for c in ranked[:home])
+    near = picker.shares(ranked[:home], request.objective, favoured)
+    far = picker.shares(ranked[home:], request.objective, 0)
+    return [share * (1.0 - left) for share in near] + [share * left for share in far]
+
+
 def _despair(out: Considered) -> tuple[bool, float]:
     """Order candidates that are all out of service: those on their way back first, then by what they last answered."""
     facts = out.candidate.facts
@@ -114,10 +137,11 @@ def make_plan(snapshot: Snapshot, request: RouteRequest, now: float) -> Plan:
     excluded: list[Considered] = []
     valid_from, valid_until = -inf, inf
     for candidate in rankings[request.objective]:
-        if candidate.facts.blocked_until > now:
-            valid_until = min(valid_until, candidate.facts.blocked_until)
-        else:
-            valid_from = max(valid_from, candidate.facts.blocked_until)
+        for ends in (candidate.facts.blocked_until, candidate.facts.barred.get(request.tenant, 0.0)):
+            if ends > now:
+                valid_until = min(valid_until, ends)
+            else:
+                valid_from = max(valid_from, ends)
         if out := _exclude(REQUEST_FILTERS, candidate, request, now):
             excluded.append(out)
         elif out := _exclude(HEALTH_FILTERS, candidate, request, now):
@@ -134,6 +158,8 @@ def make_plan(snapshot: Snapshot, request: RouteRequest, now: float) -> Plan:
             for out in unhealthy
             if out.candidate.facts.blocked_until <= now and out.candidate.facts.state is not State.DRAINING
         ]
+        # A key that was just refused is tried again only where nobody else is left.
+        willing = [out for out in willing if out.excluded_by != key_refused.__name__] or willing
         eligible = [out.candidate for out in sorted(willing, key=_despair)]
         unhealthy = [out for out in unhealthy if out not in willing]
         waits = [out.candidate.facts.blocked_until for out in unhealthy if out.candidate.facts.blocked_until > now]
@@ -142,16 +168,17 @@ def make_plan(snapshot: Snapshot, request: RouteRequest, now: float) -> Plan:
     if not eligible:
         return Plan(tuple(excluded), (), panic, free_at, valid_from, valid_until)
 
-    preferences = [_preference(candidate, request) for candidate in eligible]
-    ranked = [eligible[i] for i in sorted(range(len(eligible)), key=preferences.__getitem__)]
-    favoured = sum(preference < 2 for preference in preferences)
-    shares = PICKER_OF[request.objective].shares(ranked, request.objective, favoured)
+    wishes = [(_preference(candidate, request), _distance(candidate, request)) for candidate in eligible]
+    ranked = [eligible[i] for i in sorted(range(len(eligible)), key=wishes.__getitem__)]
+    shares = _shares(ranked, request, favoured=sum(preference < 2 for preference, _ in wishes))
     considered = (*(Considered(c, share) for c, share in zip(ranked, shares, strict=True)), *excluded)
     return Plan(considered, tuple(accumulate(shares)), panic, None, valid_from, valid_until)
 
 
 def _plan_of(snapshot: Snapshot, request: RouteRequest, now: float) -> Plan:
-    # An estimate of the input's size shapes the plan only where a context window could be too small for it.
+    # An estimate of the input's size shapes the plan only where a context window could be too small for it, or where
+    # it could cost too much; the tenant only where its key may have been refused.
+    limited = request.budget_usd < inf or request.input_tokens > snapshot.smallest_window(request.model)
     key = (
         request.model,
         request.objective,
@@ -159,7 +186,13 @@ def _plan_of(snapshot: Snapshot, request: RouteRequest, now: float) -> Plan:
         request.preferred_provider,
         request.affine_endpoint,
         request.excluded,
-        request.input_tokens if request.input_tokens > snapshot.smallest_window(request.model) else 0,
+        request.spared,
+        request.input_tokens if limited else 0,
+        request.region,
+        request.region_policy,
+        request.allowed_providers,
+        (request.max_output_tokens, request.budget_usd) if request.budget_usd < inf else None,
+        request.tenant if request.model in snapshot.barring else "",
     )
     plan: Plan | None = snapshot.plans.get(key)
     if plan is None or not plan.valid_from <= now < plan.valid_until:

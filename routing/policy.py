@@ -181,6 +181,86 @@ class AttemptPolicy:
 
 
 @dataclass(frozen=True, slots=True)
+class DomainPolicy:
+    """When endpoints that fail together are one event of what they share (see `domains.py`).
+
+    Ejections within `span_s` of each other belong together, and those of `min_parts` parts make the domain's outage.
+    It ends when `returning_share` of the endpoints that were out have passed their probes, or when the first of them
+    has waited `max_wait_s` for the others.
+    """
+
+    span_s: float = 30.0
+    min_parts: int = 2
+    returning_share: float = 0.5
+    max_wait_s: float = 30.0
+
+    def __post_init__(self) -> None:
+        _check_positive(self, "span_s", "max_wait_s")
+        _check(isinstance(self.min_parts, int) and self.min_parts >= 2, self, "min_parts", "an integer of 2 or more")
+        _check(0 < self.returning_share <= 1, self, "returning_share", "a fraction in (0, 1]")
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetPolicy:
+    """What all requests of a model together may spend on trying again (see `budget.py`).
+
+    Within `window_s`, retries may be `retry_share` of the requests plus `retry_floor_per_s`. When more than
+    `overloaded_share` of a model's endpoints are overloaded, retries go only to the others. A request that nobody may
+    serve for rate limits alone waits for the first to end, if that takes at most `max_wait_s`; at most `max_waiting`
+    requests of a model wait at a time.
+    """
+
+    retry_share: float = 0.2
+    retry_floor_per_s: float = 10.0
+    window_s: float = 10.0
+    overloaded_share: float = 0.5
+    max_wait_s: float = 2.0
+    max_waiting: int = 100
+
+    def __post_init__(self) -> None:
+        _check(0 <= self.retry_share < inf, self, "retry_share", "a share of requests of 0 or more")
+        _check(0 <= self.retry_floor_per_s < inf, self, "retry_floor_per_s", "0 or more retries per second")
+        _check_positive(self, "window_s")
+        _check(0 < self.overloaded_share < 1, self, "overloaded_share", "a fraction in (0, 1)")
+        _check(0 <= self.max_wait_s < inf, self, "max_wait_s", "0 or more seconds")
+        is_count = isinstance(self.max_waiting, int) and self.max_waiting >= 0
+        _check(is_count, self, "max_waiting", "an integer of 0 or more")
+
+
+class HedgeScope(StrEnum):
+    """Whose requests may be hedged: nobody's, those whose caller asked for it, or all idempotent ones."""
+
+    NEVER = "never"
+    ASKED = "asked"
+    ALWAYS = "always"
+
+
+@dataclass(frozen=True, slots=True)
+class HedgePolicy:
+    """When a second attempt may start beside one that keeps its caller waiting (see `hedging.py`).
+
+    It starts when no first byte has come within `after_ratio` times the endpoint's own `after_quantile` of that time,
+    or within its `doubt_quantile` when the endpoint is in doubt, but never before `floor_s`. Over `window_s`, hedges
+    may be `max_share` of the model's requests and `max_spend_share` of what they cost.
+    """
+
+    scope: HedgeScope = HedgeScope.ASKED
+    after_quantile: float = 0.95
+    after_ratio: float = 1.5
+    doubt_quantile: float = 0.5
+    floor_s: float = 0.2
+    max_share: float = 0.05
+    max_spend_share: float = 0.05
+    window_s: float = 300.0
+
+    def __post_init__(self) -> None:
+        for name in ("after_quantile", "doubt_quantile", "max_share", "max_spend_share"):
+            _check(0 < getattr(self, name) < 1, self, name, "a fraction in (0, 1)")
+        _check(1 <= self.after_ratio < inf, self, "after_ratio", "a ratio of 1 or more")
+        _check_positive(self, "floor_s", "window_s")
+
+
+@dataclass(frozen=True, slots=True)
 class Policy:
     """All thresholds the engine works by."""
 
@@ -188,6 +268,9 @@ class Policy:
     failback: FailbackPolicy = FailbackPolicy()
     forecast: ForecastPolicy = ForecastPolicy()
     attempts: AttemptPolicy = AttemptPolicy()
+    domains: DomainPolicy = DomainPolicy()
+    budget: BudgetPolicy = BudgetPolicy()
+    hedge: HedgePolicy = HedgePolicy()
 
     def thresholds(self) -> dict[str, object]:
         """Flatten to `group.field: value`, for explanations and records."""

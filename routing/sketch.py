@@ -19,16 +19,18 @@ _BUCKETS = ceil(log(600.0 / _SMALLEST_S) / _LOG_GAMMA) + 1
 class QuantileSketch:
     """Quantiles of positive durations in seconds, 1 ms to 600 s, within 5 %, over `slots` × `slot_s` seconds.
 
-    Reads do not mutate.
+    What was read is remembered until a value comes or a slot ends; no read changes an answer.
     """
 
-    __slots__ = ("_merged", "_newest", "_slot_s", "_slots")
+    __slots__ = ("_known", "_known_slot", "_merged", "_newest", "_slot_s", "_slots")
 
     def __init__(self, slots: int = 5, slot_s: float = 60.0) -> None:
         self._slots = [_empty() for _ in range(slots)]
         self._slot_s = slot_s
         self._merged = _empty()
         self._newest = -1
+        self._known: dict[float, float | None] = {}
+        self._known_slot = -1
 
     def add(self, value_s: float, now: float) -> None:
         """Count one value at time `now`. A time before the newest slot counts in the newest."""
@@ -41,6 +43,8 @@ class QuantileSketch:
         bucket = min(ceil(log(value_s / _SMALLEST_S) / _LOG_GAMMA), _BUCKETS - 1) if value_s > _SMALLEST_S else 0
         self._slots[self._newest % len(self._slots)][bucket] += 1
         self._merged[bucket] += 1
+        if self._known:
+            self._known.clear()
 
     def _sum(self, slot: int) -> "array[int]":
         """Add up the slots that are still within the span when `slot` is the current one."""
@@ -49,8 +53,16 @@ class QuantileSketch:
 
     def quantile(self, fraction: float, now: float) -> float | None:
         """Return the quantile in seconds over the slots still within the span at `now`, or None without values."""
-        slot = int(now / self._slot_s)
-        running = list(accumulate(self._merged if slot <= self._newest else self._sum(slot)))
+        slot = max(int(now / self._slot_s), self._newest)
+        if slot != self._known_slot:
+            self._known.clear()
+            self._known_slot = slot
+        if fraction not in self._known:
+            self._known[fraction] = self._read(fraction, slot)
+        return self._known[fraction]
+
+    def _read(self, fraction: float, slot: int) -> float | None:
+        running = list(accumulate(self._merged if slot == self._newest else self._sum(slot)))
         if not running[-1]:
             return None
         bucket = bisect_right(running, fraction * (running[-1] - 1))

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from routing.credentials import NOBODY
 from routing.health import State
 from routing.model import Endpoint, Objective
 
@@ -14,7 +15,8 @@ class Facts:
 
     `risk` is the forecast probability of degradation, None without a valid forecast. `latency_s` is the median of the
     last five minutes, None without values. `error_rate` covers 60 s. `admission` is the share of its traffic the
-    endpoint may take, `blocked_until` the end of a rate limit's pause.
+    endpoint may take, `blocked_until` the end of a rate limit's pause; `barred` says until when each tenant whose key
+    was refused is kept away. `quota_share` is below 1 while the endpoint recovers from a rate limit.
     """
 
     endpoint: Endpoint
@@ -26,6 +28,8 @@ class Facts:
     latency_ratio: float
     in_flight: int
     risk: float | None
+    barred: Mapping[str, float] = field(default_factory=lambda: NOBODY)
+    quota_share: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +46,8 @@ class Snapshot:
     """The routing table at one moment.
 
     `rankings` holds, per model, the candidates best first for each objective. `threshold` is the forecast threshold
-    in force.
+    in force, `barring` are the models with an endpoint that refuses some tenant's key, `windows` the smallest context
+    window of each model.
     """
 
     version: int
@@ -51,6 +56,7 @@ class Snapshot:
     forecaster: str
     threshold: float | None
     windows: Mapping[str, float] = field(default_factory=dict)
+    barring: frozenset[str] = frozenset()
     plans: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
 
     def candidates(self, model: str) -> tuple[Candidate, ...]:

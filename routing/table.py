@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from math import inf
 
 from routing import failback, reflex
+from routing.credentials import Credentials
 from routing.detector import FailureDetector
 from routing.forecasts import ForecastDesk
 from routing.health import Health, State
@@ -31,6 +32,7 @@ class Live:
     detector: FailureDetector
     facts: Facts
     quota: Quota = field(default_factory=Quota)
+    credentials: Credentials = field(default_factory=Credentials)
     slow_checked_at: float = -inf
 
     @classmethod
@@ -80,14 +82,21 @@ class RoutingTable:
             latency_ratio=window.latency_shift(now, reflex.SPAN_S).ratio,
             in_flight=window.in_flight,
             risk=self._desk.risk(live.endpoint.id, now),
+            barred=live.credentials.barred,
+            quota_share=quota_share,
         )
 
     def _swap(self, models: Iterable[str], now: float) -> None:
-        ranked = dict(self.snapshot.rankings)
+        ranked, barring = dict(self.snapshot.rankings), self.snapshot.barring
         for model in models:
-            ranked[model] = Ranking([self._live[e.id].facts for e in self._catalogue.by_model[model]])
+            facts = [self._live[e.id].facts for e in self._catalogue.by_model[model]]
+            ranked[model] = Ranking(facts)
+            if any(f.barred for f in facts):
+                barring |= {model}
+            elif model in barring:
+                barring -= {model}
         current = self._desk.in_force(now)
         forecaster = current.forecaster if current else ""
         self.snapshot = Snapshot(
-            self.snapshot.version + 1, now, ranked, forecaster, self._desk.threshold(), self.snapshot.windows
+            self.snapshot.version + 1, now, ranked, forecaster, self._desk.threshold(), self.snapshot.windows, barring
         )

@@ -7,12 +7,13 @@ may interleave.
 """
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from itertools import chain
 from math import exp, inf, log, sqrt
-from operator import sub
 
+from routing.flight import InFlight
 from routing.outcomes import TRAITS, Outcome, Signal
 from routing.sketch import QuantileSketch
 
@@ -21,11 +22,14 @@ MINUTES = 60
 _MIN_BASELINE = 20
 _SHORTEST_S = 1e-4
 _LOG_SLOW = log(2.5)
+# The pace of a shorter answer tells more of the network than of the model.
+_MIN_PACE_TOKENS = 16
 
 
 class Counter(IntEnum):
     """What is counted. Latency is kept in two channels, because a whole reply takes longer than a stream's first
-    byte.
+    byte; pace is the seconds a stream takes per output token. A channel is its number of values, the sum of their
+    logarithms and that of the squares, in this order.
     """
 
     STARTED = 0
@@ -45,10 +49,16 @@ class Counter(IntEnum):
     SLOW = 14
     OUTPUT_TOKENS = 15
     GENERATION_S = 16
+    PACE_N = 17
+    PACE_LOG = 18
+    PACE_LOG_SQ = 19
+    POOR_ANSWER = 20
 
 
 _WIDTH = len(Counter)
 _ROW_BYTES = 8 * _WIDTH
+_LATENCY = (Counter.TTFT_N, Counter.REPLY_N)
+_PACE = (Counter.PACE_N,)
 
 COUNTER_OF: dict[Outcome, Counter] = {
     Outcome.OK: Counter.OK,
@@ -57,8 +67,10 @@ COUNTER_OF: dict[Outcome, Counter] = {
     Outcome.CONNECT_ERROR: Counter.CONNECT_ERROR,
     Outcome.RATE_LIMITED: Counter.RATE_LIMITED,
     Outcome.STALLED: Counter.BROKEN,
-    Outcome.TRUNCATED: Counter.BROKEN,
-    Outcome.MALFORMED: Counter.BROKEN,
+    Outcome.TRUNCATED: Counter.POOR_ANSWER,
+    Outcome.MALFORMED: Counter.POOR_ANSWER,
+    Outcome.EMPTY: Counter.POOR_ANSWER,
+    Outcome.REFUSED_FORMAT: Counter.POOR_ANSWER,
     Outcome.AUTH_ERROR: Counter.NEUTRAL,
     Outcome.CLIENT_ERROR: Counter.NEUTRAL,
     Outcome.CANCELLED: Counter.NEUTRAL,
@@ -83,19 +95,19 @@ class _Ring:
         self.newest = period
 
     def at(self, period: int, totals: "array[float]") -> "array[float]":
-        """Return the totals at the end of `period`; the running ones when it has not been closed yet."""
+        """Return a copy of the totals at the end of `period`; of the running ones when it has not been closed yet."""
         if period >= self.newest:
-            return totals
+            return totals[:]
         start = (max(period, self.newest - self._length) % self._length) * _WIDTH
         return self._rows[start : start + _WIDTH]
 
 
 @dataclass(frozen=True, slots=True)
-class LatencyShift:
-    """Current latency against the endpoint's own normal.
+class Shift:
+    """Current durations against the endpoint's own normal.
 
-    `ratio`: geometric mean over both channels, each against its own baseline; `samples`: values it rests on;
-    `standard_error`: of its logarithm, by the baseline's spread.
+    `ratio`: geometric mean over the channels, each against its own baseline, above 1 when slower than usual;
+    `samples`: values it rests on; `standard_error`: of its logarithm, by the baseline's spread.
     """
 
     ratio: float
@@ -103,69 +115,69 @@ class LatencyShift:
     standard_error: float
 
 
-NO_SHIFT = LatencyShift(1.0, 0.0, 0.0)
+NO_SHIFT = Shift(1.0, 0.0, 0.0)
 
 
 class Sums:
-    """Counts over one window, and what follows from them."""
+    """Counts over one window, and what follows from them. A counter is subtracted when it is asked for: few are."""
 
-    __slots__ = ("_values",)
+    __slots__ = ("_newer", "_older")
 
-    def __init__(self, values: Sequence[float]) -> None:
-        self._values = values
+    def __init__(self, older: Sequence[float], newer: Sequence[float]) -> None:
+        self._older = older
+        self._newer = newer
 
-    def __getitem__(self, counter: Counter) -> float:
-        return self._values[counter]
+    def __getitem__(self, counter: int) -> float:
+        return self._newer[counter] - self._older[counter]
 
     @property
     def failures(self) -> float:
-        """Attempts that failed by the endpoint's fault."""
-        v = self._values
-        return v[Counter.SERVER_ERROR] + v[Counter.TIMEOUT] + v[Counter.CONNECT_ERROR] + v[Counter.BROKEN]
+        """Attempts that gave their caller no usable answer by the endpoint's fault, poor answers among them."""
+        hard = self[Counter.SERVER_ERROR] + self[Counter.TIMEOUT] + self[Counter.CONNECT_ERROR]
+        return hard + self[Counter.BROKEN] + self[Counter.POOR_ANSWER]
 
     @property
     def judged(self) -> float:
         """Attempts that say something about the endpoint: successes and failures, without rate limits."""
-        return self._values[Counter.OK] + self.failures
+        return self[Counter.OK] + self.failures
 
     @property
     def error_rate(self) -> float:
         """Failures as a share of judged attempts; 0 without any."""
-        return self.failures / self.judged if self.judged else 0.0
+        failures = self.failures
+        return failures / (self[Counter.OK] + failures) if failures else 0.0
 
     @property
     def latency_samples(self) -> float:
         """Latency values of both channels."""
-        return self._values[Counter.TTFT_N] + self._values[Counter.REPLY_N]
+        return self[Counter.TTFT_N] + self[Counter.REPLY_N]
 
     def mean_log(self, first: Counter) -> float:
-        """Mean of the log latency of the channel whose `_N` counter is `first`; the channel must have values."""
-        return self._values[first + 1] / self._values[first]
+        """Mean logarithm of the channel whose `_N` counter is `first`; the channel must have values."""
+        return self[first + 1] / self[first]
 
     def spread(self, first: Counter) -> float:
-        """Standard deviation of the log latency of a channel; 0 with fewer than two values."""
-        n = self._values[first]
+        """Standard deviation of the logarithms of a channel; 0 with fewer than two values."""
+        n = self[first]
         if n < 2:
             return 0.0
-        mean = self._values[first + 1] / n
-        return sqrt(max(0.0, self._values[first + 2] / n - mean * mean))
+        mean = self[first + 1] / n
+        return sqrt(max(0.0, self[first + 2] / n - mean * mean))
 
 
 class Latency:
-    """The two latency channels: their counters, recent quantiles, and the attempts that still wait for their first
-    byte.
-    """
+    """One latency channel: its counters, recent quantiles, and from where on a value (a logarithm) is slow."""
 
-    __slots__ = ("first", "quantiles", "waiting")
+    __slots__ = ("first", "quantiles", "slow_from")
 
     def __init__(self, first: Counter) -> None:
         self.first = first
         self.quantiles = QuantileSketch()
-        self.waiting: dict[str, float] = {}
+        self.slow_from = inf
 
 
 class Window:
-    """The recent past of one endpoint, about 90 KiB; times are seconds on any steady clock.
+    """The recent past of one endpoint, about 70 KiB; times are seconds on any steady clock.
 
     What is derived from seconds that are over is kept until the next second begins; no read changes an answer.
     """
@@ -173,10 +185,11 @@ class Window:
     __slots__ = (
         "_baseline",
         "_baseline_key",
+        "_flight",
+        "_generation",
         "_minutes",
         "_reply",
         "_seconds",
-        "_started",
         "_totals",
         "_ttft",
         "consecutive_failures",
@@ -190,8 +203,9 @@ class Window:
         self._minutes = _Ring(MINUTES)
         self._ttft = Latency(Counter.TTFT_N)
         self._reply = Latency(Counter.REPLY_N)
-        self._started: dict[str, float] = {}
-        self._baseline = Sums(self._totals[:])
+        self._generation = QuantileSketch()
+        self._flight = InFlight()
+        self._baseline = Sums(self._totals[:], self._totals[:])
         self._baseline_key = (-1, -1.0)
         self.consecutive_failures = 0
         self.last_at = 0.0
@@ -200,7 +214,7 @@ class Window:
     @property
     def in_flight(self) -> int:
         """Attempts that have not ended."""
-        return len(self._started)
+        return len(self._flight)
 
     def _advance(self, now: float) -> None:
         second = int(now)
@@ -215,13 +229,11 @@ class Window:
         """An attempt was sent; `streamed` tells whether its first byte comes before the whole reply."""
         self._advance(now)
         self._totals[Counter.STARTED] += 1
-        self._started[attempt_id] = now
-        (self._ttft if streamed else self._reply).waiting[attempt_id] = now
+        self._flight.started(attempt_id, now, streamed=streamed)
 
-    def first_byte(self, attempt_id: str) -> None:
+    def first_byte(self, attempt_id: str, now: float) -> None:
         """The attempt's first byte of payload arrived: it hangs no longer."""
-        self._ttft.waiting.pop(attempt_id, None)
-        self._reply.waiting.pop(attempt_id, None)
+        self._flight.first_byte(attempt_id, now)
 
     def finished(
         self,
@@ -237,8 +249,8 @@ class Window:
         """An attempt ended; return when it was sent (`now` for one that is not known).
 
         A latency counts only with a success: a fast failure must not look fast. `ttft_s` is a stream's time to its
-        first byte, `reply_s` the time to a whole reply; give one of them. Raises ValueError for a value that is not
-        finite, and counts nothing then.
+        first byte, `reply_s` the time to a whole reply; give one of them. `generation_s` is from a stream's first byte
+        to its end. Raises ValueError for a value that is not finite, and counts nothing then.
         """
         value_s = reply_s if ttft_s is None else ttft_s
         if not (0 <= (value_s or 0.0) < inf and 0 <= generation_s < inf and 0 <= output_tokens < inf):
@@ -246,39 +258,49 @@ class Window:
                 f"attempt {attempt_id!r}: expected finite values of 0 or more, got {value_s}, {generation_s}"
             )
         self._advance(now)
-        self.first_byte(attempt_id)
-        started = self._started.pop(attempt_id, now)
-        totals = self._totals
-        totals[COUNTER_OF[outcome]] += 1
-        signal = TRAITS[outcome].signal
-        if signal is Signal.FAILURE:
+        started = self._flight.ended(attempt_id, now)
+        self._totals[COUNTER_OF[outcome]] += 1
+        traits = TRAITS[outcome]
+        if traits.failed:
             self.consecutive_failures += 1
-        elif signal is Signal.SUCCESS:
+        elif traits.signal is Signal.SUCCESS:
             self.consecutive_failures = 0
             self.last_ok_at = max(self.last_ok_at, now)
             if value_s is not None:
                 self._add_latency(self._reply if ttft_s is None else self._ttft, max(value_s, _SHORTEST_S), now)
-            totals[Counter.OUTPUT_TOKENS] += output_tokens
-            totals[Counter.GENERATION_S] += generation_s
+            self._add_generation(output_tokens, generation_s, now)
         return started
 
     def _add_latency(self, channel: Latency, value_s: float, now: float) -> None:
-        first, value, totals = channel.first, log(value_s), self._totals
-        baseline = self.baseline(now)
-        if baseline[first] and value - baseline.mean_log(first) > _LOG_SLOW:
-            totals[Counter.SLOW] += 1
+        self.baseline(now)
+        value = log(value_s)
+        if value > channel.slow_from:
+            self._totals[Counter.SLOW] += 1
+        self._add(channel.first, value)
+        channel.quantiles.add(value_s, now)
+
+    def _add_generation(self, output_tokens: int, generation_s: float, now: float) -> None:
+        self._totals[Counter.OUTPUT_TOKENS] += output_tokens
+        if generation_s <= 0:
+            return
+        self._totals[Counter.GENERATION_S] += generation_s
+        self._generation.add(generation_s, now)
+        if output_tokens >= _MIN_PACE_TOKENS:
+            self._add(Counter.PACE_N, log(max(generation_s, _SHORTEST_S) / output_tokens))
+
+    def _add(self, first: Counter, value: float) -> None:
+        totals = self._totals
         totals[first] += 1
         totals[first + 1] += value
         totals[first + 2] += value * value
-        channel.quantiles.add(value_s, now)
 
     def sums(self, now: float, span_s: int) -> Sums:
         """Return the counts over the current second and the `span_s` − 1 before it (1 to 300)."""
-        return self._between(self._seconds.at(int(now) - span_s, self._totals), self._totals)
+        return Sums(self._seconds.at(int(now) - span_s, self._totals), self._totals[:])
 
     def hour(self, now: float) -> Sums:
         """Return the counts over the last hour, to the minute."""
-        return self._between(self._minutes.at(int(now) // 60 - MINUTES, self._totals), self._totals)
+        return Sums(self._minutes.at(int(now) // 60 - MINUTES, self._totals), self._totals[:])
 
     def baseline(self, now: float) -> Sums:
         """Return the endpoint's own normal: the last 30 minutes without the newest five, to the minute.
@@ -290,48 +312,80 @@ class Window:
         key = (int(now), self._seconds.newest)
         if key != self._baseline_key:
             self._baseline, self._baseline_key = self._make_baseline(int(now)), key
+            for channel in (self._ttft, self._reply):
+                has_values = self._baseline[channel.first] > 0
+                channel.slow_from = self._baseline.mean_log(channel.first) + _LOG_SLOW if has_values else inf
         return self._baseline
 
     def _make_baseline(self, second: int) -> Sums:
         oldest = self._minutes.at(second // 60 - 30, self._totals)
-        values = self._between(oldest, self._minutes.at(second // 60 - 5, self._totals))
+        values = Sums(oldest, self._minutes.at(second // 60 - 5, self._totals))
         for left_out_s in (60, 15):
             if values.latency_samples >= _MIN_BASELINE:
                 return values
-            values = self._between(oldest, self._seconds.at(second - left_out_s, self._totals))
-        return values if values.latency_samples >= _MIN_BASELINE else Sums(array("d", bytes(_ROW_BYTES)))
+            values = Sums(oldest, self._seconds.at(second - left_out_s, self._totals))
+        return values if values.latency_samples >= _MIN_BASELINE else Sums(oldest, oldest)
 
-    @staticmethod
-    def _between(older: "array[float]", newer: "array[float]") -> Sums:
-        return Sums(list(map(sub, newer, older)))
-
-    def latency_shift(self, now: float, span_s: int) -> LatencyShift:
+    def latency_shift(self, now: float, span_s: int) -> Shift:
         """Return how current latency compares with the endpoint's own normal over the last `span_s` seconds."""
+        return self._shift(_LATENCY, now, span_s)
+
+    def pace_shift(self, now: float, span_s: int) -> Shift:
+        """Return how the seconds per output token of the last `span_s` seconds compare with the endpoint's own normal.
+
+        Only successful streams of 16 tokens or more count.
+        """
+        return self._shift(_PACE, now, span_s)
+
+    def _shift(self, channels: tuple[Counter, ...], now: float, span_s: int) -> Shift:
         current, baseline = self.sums(now, span_s), self.baseline(now)
         weight = shift = variance = 0.0
-        for first in (Counter.TTFT_N, Counter.REPLY_N):
-            if current[first] and baseline[first] >= _MIN_BASELINE:
-                n = current[first]
+        for first in channels:
+            n = current[first]
+            if n and baseline[first] >= _MIN_BASELINE:
                 weight += n
                 shift += n * (current.mean_log(first) - baseline.mean_log(first))
                 variance += n * baseline.spread(first) ** 2
         if not weight:
             return NO_SHIFT
-        return LatencyShift(exp(shift / weight), weight, sqrt(variance) / weight)
+        return Shift(exp(shift / weight), weight, sqrt(variance) / weight)
 
     def latency_quantile(self, fraction: float, now: float, *, streamed: bool = True) -> float | None:
         """Return a quantile over the last five minutes in seconds, of times to first byte or of whole replies."""
         return (self._ttft if streamed else self._reply).quantiles.quantile(fraction, now)
 
-    def waiting_since(self, *, streamed: bool) -> list[float]:
-        """Return when each attempt that still waits for its first byte was sent, oldest first."""
-        return sorted((self._ttft if streamed else self._reply).waiting.values())
+    def generation_quantile(self, fraction: float, now: float) -> float | None:
+        """Return a quantile over the last five minutes, in seconds, of the time from a stream's first byte to its end;
+        None without values.
+        """
+        return self._generation.quantile(fraction, now)
+
+    def waiting(self, *, streamed: bool) -> Collection[float]:
+        """Return when each attempt that still waits for its first byte was sent, in the order they were sent in."""
+        return self._flight.waiting(streamed=streamed)
+
+    def streaming(self) -> Collection[float]:
+        """Return when the first byte of each stream that still runs arrived, in this order."""
+        return self._flight.streaming()
 
     def oldest_waiting_s(self, now: float) -> float:
         """Return how long the oldest attempt in flight has waited for its first byte; 0 without one."""
-        oldest = min((since for c in (self._ttft, self._reply) for since in c.waiting.values()), default=now)
-        return max(0.0, now - oldest)
+        return max(0.0, now - min(self._all_waiting(), default=now))
 
     def hanging(self, now: float, longer_than_s: float) -> int:
         """Return how many attempts in flight have waited longer than that for their first byte."""
-        return sum(now - since > longer_than_s for c in (self._ttft, self._reply) for since in c.waiting.values())
+        return sum(now - since > longer_than_s for since in self._all_waiting())
+
+    def _all_waiting(self) -> Iterator[float]:
+        return chain(self._flight.waiting(streamed=True), self._flight.waiting(streamed=False))
+
+    def give_up(self, now: float, longer_than_s: float, *, streamed: bool) -> list[float]:
+        """Give up the attempts that have waited longer than that for their first byte; return when each was sent.
+
+        Each attempt is returned once, and stays in flight: how it ends is still to be heard.
+        """
+        return self._flight.give_up(now, longer_than_s, streamed=streamed)
+
+    def was_given_up(self, attempt_id: str) -> bool:
+        """Tell whether an attempt in flight was given up."""
+        return self._flight.was_given_up(attempt_id)

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import msgspec
 
-from analytics.records import AttemptRecord, DecisionRecord, Record, RequestRecord, TransitionRecord
-from routing.actions import Finished, Transitioned
+from analytics.records import AttemptRecord, DecisionRecord, DomainRecord, Record, RequestRecord, TransitionRecord
+from routing.actions import DomainChanged, Finished, Transitioned
 from routing.model import Endpoint
 from routing.outcomes import Outcome
 from service.router import Decided
@@ -149,6 +149,20 @@ class HistoryListener:
                 threshold=transition.cause.threshold,
                 actor=transition.actor.value,
                 note=transition.note,
+                snapshot_version=action.snapshot_version,
+            )
+        )
+
+    def domain_changed(self, action: DomainChanged) -> None:
+        """Record the outage of a failure domain, or its end."""
+        self._sink(
+            DomainRecord(
+                replica=self._replica,
+                time=action.time,
+                kind=action.domain.kind.value,
+                domain=action.domain.name,
+                state="down" if action.is_down else "up",
+                endpoints=msgspec.json.encode(action.endpoint_ids).decode(),
                 snapshot_version=action.snapshot_version,
             )
         )

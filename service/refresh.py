@@ -13,7 +13,7 @@ from asyncio.subprocess import PIPE, Process
 from collections import deque
 from pathlib import Path
 
-from routing.actions import Finished, Transitioned
+from routing.actions import DomainChanged, Finished, Transitioned
 from routing.forecasts import Forecasts
 from routing.model import Endpoint
 from scoring.protocol import (
@@ -97,6 +97,9 @@ class ScoringLink:
 
     def transitioned(self, action: Transitioned) -> None:
         """Nothing: every batch carries the current states."""
+
+    def domain_changed(self, action: DomainChanged) -> None:
+        """Nothing: the states of its members say it."""
 
     # The process.
 

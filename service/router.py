@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from random import Random
 from typing import Protocol
 
-from routing.actions import Action, Finished, Probe, Transitioned
+from routing.actions import Action, DomainChanged, Finished, Probe, Transitioned
 from routing.engine import Engine
 from routing.errors import UnknownModelError
 from routing.forecasts import Forecasts
@@ -61,6 +61,9 @@ class Listener(Protocol):
 
     def transitioned(self, action: Transitioned) -> None:
         """An endpoint's health changed."""
+
+    def domain_changed(self, action: DomainChanged) -> None:
+        """A failure domain went down or came up again."""
 
 
 class Router:
@@ -180,6 +183,9 @@ class Router:
                 case Transitioned():
                     for listener in self._listeners:
                         listener.transitioned(action)
+                case DomainChanged():
+                    for listener in self._listeners:
+                        listener.domain_changed(action)
 
 
 def without(request: RouteRequest, endpoint_id: str) -> RouteRequest:

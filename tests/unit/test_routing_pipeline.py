@@ -6,9 +6,9 @@ from math import inf
 
 import pytest
 
-from routing.errors import UnknownModelError
+from routing.errors import RequestError, UnknownModelError
 from routing.health import State
-from routing.model import Capability, Catalogue, Objective, RouteRequest
+from routing.model import Capability, Catalogue, Objective, RegionPolicy, RouteRequest
 from routing.pipeline import Decision, decide, in_order
 from routing.ranking import Ranking
 from routing.snapshot import Facts, Snapshot
@@ -284,3 +284,75 @@ def test_f20_the_static_order_needs_no_snapshot() -> None:
     assert (nobody.chosen, nobody.propensity) == (None, 0.0)
     with pytest.raises(UnknownModelError):
         in_order(catalogue, RouteRequest("gpt-9"), NOW)
+
+
+def _in(region: str, name: str, order: int, **changes: object) -> Facts:
+    return _facts(name, order, endpoint=endpoint(name, order, region=region), **changes)
+
+
+def _shares(decision: Decision) -> dict[str, float]:
+    return {c.candidate.facts.endpoint.id: c.share for c in decision.considered if not c.exclusion}
+
+
+def test_f13_a_request_that_must_stay_never_leaves_its_region() -> None:
+    snapshot = _snapshot(_in("us", "us-1", 0), _in("eu", "eu-1", 1, state=State.EJECTED, admission=0.0))
+    request = RouteRequest(MODEL, region="eu", region_policy=RegionPolicy.STAY)
+    decision = decide(snapshot, request, NOW, 0.5)
+    assert (_chosen(decision), decision.panic) == ("eu-1", True), "a doubtful endpoint at home beats a refusal"
+    assert _exclusions(decision)["us-1"] == ("outside_region", "region 'us': the request must stay in 'eu'")
+    assert _chosen(decide(snapshot, replace(request, region="ap"), NOW, 0.5)) == ""
+
+
+@pytest.mark.parametrize("objective", Objective)
+def test_f13_a_preferred_region_serves_while_it_can_and_the_nearest_other_one_then(objective: Objective) -> None:
+    home = _in("eu", "eu-1", 2, latency_s=0.9)
+    others = (
+        _in("ap", "ap-1", 0, latency_s=0.8),
+        _in("us", "us-1", 1, latency_s=0.2),
+        _in("sa", "sa-1", 3, latency_s=None),
+    )
+    request = RouteRequest(MODEL, objective=objective, region="eu", region_policy=RegionPolicy.PREFER)
+    assert _shares(decide(_snapshot(home, *others), request, NOW, 0.0))["eu-1"] == 1.0
+    out = replace(home, state=State.EJECTED, admission=0.0)
+    away = decide(_snapshot(out, *others), request, NOW, 0.0)
+    assert [c.candidate.facts.endpoint.id for c in away.considered if not c.exclusion] == ["us-1", "ap-1", "sa-1"]
+    assert sum(_shares(away).values()) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("objective", Objective)
+def test_f13_a_region_on_its_way_back_shares_with_the_others_by_its_admission(objective: Objective) -> None:
+    snapshot = _snapshot(
+        _in("eu", "eu-1", 0, state=State.CANARY, admission=0.3), _in("us", "us-1", 1), _in("us", "us-2", 2)
+    )
+    request = RouteRequest(MODEL, objective=objective, region="eu", region_policy=RegionPolicy.PREFER)
+    shares = _shares(decide(snapshot, request, NOW, 0.0))
+    assert shares["eu-1"] == pytest.approx(0.3)
+    assert sum(shares.values()) == pytest.approx(1.0)
+
+
+def test_a_region_policy_needs_a_region() -> None:
+    with pytest.raises(RequestError, match=r"region = '': expected the region that policy 'stay' is about"):
+        RouteRequest(MODEL, region_policy=RegionPolicy.STAY)
+    with pytest.raises(RequestError, match=r"budget_usd = -1"):
+        RouteRequest(MODEL, budget_usd=-1)
+
+
+def test_a_tenants_policy_excludes_providers_and_prices() -> None:
+    cheap = endpoint("cheap", 2, input_usd_per_mtok=1.0, output_usd_per_mtok=2.0)
+    dear = endpoint("dear", 0, input_usd_per_mtok=10.0, output_usd_per_mtok=30.0)
+    snapshot = _snapshot(_facts("dear", endpoint=dear), _facts("foreign", 1), _facts("cheap", 2, endpoint=cheap))
+    request = RouteRequest(
+        MODEL,
+        input_tokens=1000,
+        max_output_tokens=500,
+        budget_usd=0.002,
+        allowed_providers=frozenset({"cheap", "dear"}),
+    )
+    decision = decide(snapshot, request, NOW, 0.0)
+    assert _chosen(decision) == "cheap"
+    assert _exclusions(decision) == {
+        "dear": ("over_budget", "could cost 0.025000 USD, more than the budget of 0.002000 USD"),
+        "foreign": ("provider_not_allowed", "provider 'foreign' is not among those allowed: cheap, dear"),
+    }
+    assert _chosen(decide(snapshot, replace(request, budget_usd=1.0), NOW, 0.0)) == "dear", "a plan is not mixed up"
+    assert _chosen(decide(snapshot, replace(request, input_tokens=3000), NOW, 0.0)) == "", "nor one of another size"

@@ -1,0 +1,70 @@
+"""The attempts of one endpoint that have not ended: who waits for a first byte, who streams, and who was given up.
+
+Attempts are kept in the order they were sent in, so that the oldest is the first. Batches of several writers may
+interleave; what looks for attempts that are overdue then finds some of them a moment later.
+"""
+
+from collections.abc import Collection
+
+_STREAMED, _WHOLE = True, False
+
+
+class InFlight:
+    """Attempts by id. Bounded by what the endpoint was sent and has not ended; times are those of the window."""
+
+    __slots__ = ("_lost", "_sent", "_streaming", "_waiting")
+
+    def __init__(self) -> None:
+        self._sent: dict[str, float] = {}
+        self._waiting: dict[bool, dict[str, float]] = {_STREAMED: {}, _WHOLE: {}}
+        self._streaming: dict[str, float] = {}
+        self._lost: set[str] = set()
+
+    def __len__(self) -> int:
+        return len(self._sent)
+
+    def started(self, attempt_id: str, now: float, *, streamed: bool) -> None:
+        """An attempt was sent; `streamed` tells whether its first byte comes before the whole reply."""
+        self._sent[attempt_id] = now
+        self._waiting[streamed][attempt_id] = now
+
+    def first_byte(self, attempt_id: str, now: float) -> None:
+        """The attempt's first byte of payload arrived; what remains of a stream is generated from now on."""
+        if self._waiting[_STREAMED].pop(attempt_id, None) is not None:
+            self._streaming[attempt_id] = now
+        else:
+            self._waiting[_WHOLE].pop(attempt_id, None)
+
+    def ended(self, attempt_id: str, now: float) -> float:
+        """The attempt ended; return when it was sent (`now` for one that is not known)."""
+        if self._streaming.pop(attempt_id, None) is None and self._waiting[_STREAMED].pop(attempt_id, None) is None:
+            self._waiting[_WHOLE].pop(attempt_id, None)
+        if self._lost:
+            self._lost.discard(attempt_id)
+        return self._sent.pop(attempt_id, now)
+
+    def waiting(self, *, streamed: bool) -> Collection[float]:
+        """Return when each attempt that waits for its first byte was sent."""
+        return self._waiting[streamed].values()
+
+    def streaming(self) -> Collection[float]:
+        """Return when the first byte of each stream that still runs arrived."""
+        return self._streaming.values()
+
+    def give_up(self, now: float, longer_than_s: float, *, streamed: bool) -> list[float]:
+        """Give up the attempts that have waited longer than that; return when each was sent, each attempt once.
+
+        They stay in flight: how they end is still to be heard.
+        """
+        given_up = []
+        for attempt_id, sent in self._waiting[streamed].items():
+            if now - sent <= longer_than_s:
+                break
+            if attempt_id not in self._lost:
+                self._lost.add(attempt_id)
+                given_up.append(sent)
+        return given_up
+
+    def was_given_up(self, attempt_id: str) -> bool:
+        """Tell whether the attempt was given up, until it ends."""
+        return attempt_id in self._lost
