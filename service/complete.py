@@ -19,7 +19,15 @@ from service.providers.base import Adapter, AttemptFailed, Call, Chunk, Failure,
 from service.router import Router
 from service.sessions import Session, SessionStore
 from service.walk import Attempt, Completion, Report, Walk
-from service.wire import AnswerBuilder, answer_message, array_items, encode_array, estimated_tokens, needs
+from service.wire import (
+    AnswerBuilder,
+    answer_message,
+    array_items,
+    encode_array,
+    estimated_tokens,
+    most_output_tokens,
+    needs,
+)
 
 _OK = 200
 
@@ -185,6 +193,7 @@ class Completer:
             completion.route,
             needs=needs(completion.operation, fields, stream=completion.stream),
             input_tokens=estimated_tokens(conversation),
+            max_output_tokens=most_output_tokens(fields),
             affine_endpoint=session.endpoint_id if session is not None else "",
         )
         return _Turn(replace(completion, fields=fields, route=route), session, new)

@@ -3,6 +3,7 @@
 The field docstrings and limits below are also the JSON Schema that editors use (`routecast schema`).
 """
 
+import base64
 import re
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -11,7 +12,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, St
 from pydantic.dataclasses import dataclass as validated
 
 from routing.model import Capability, Catalogue, Endpoint
-from routing.policy import AttemptPolicy, FailbackPolicy, ForecastPolicy, Policy, ReflexPolicy
+from routing.policy import AttemptPolicy, DomainPolicy, FailbackPolicy, ForecastPolicy, Policy, ReflexPolicy
 
 _STRICT = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 _SLUG = r"^[a-z0-9][a-z0-9._-]*$"
@@ -35,6 +36,17 @@ def _base_url(value: str) -> str:
     return value.rstrip("/")
 
 
+def _encryption_key(value: SecretStr) -> SecretStr:
+    try:
+        size = len(base64.b64decode(value.get_secret_value(), validate=True))
+    except ValueError:
+        size = 0
+    if size != KEY_BYTES:
+        raise ValueError(f"expected {KEY_BYTES} bytes in base64, for example from `openssl rand -base64 {KEY_BYTES}`")
+    return value
+
+
+EncryptionKey = Annotated[SecretStr, AfterValidator(_encryption_key)]
 Address = Annotated[str, AfterValidator(_listen_address)]
 BaseUrl = Annotated[str, AfterValidator(_base_url)]
 
@@ -73,6 +85,10 @@ class Provider(_Section):
     """Region it runs in."""
     zone: Slug = "default"
     """Zone within the region."""
+    company: Slug | None = None
+    """Who runs it, when several entries are one company's regions: they fail over together when it is down. The entry
+    itself when absent.
+    """
     headers: dict[str, SecretStr] = Field(default_factory=dict)
     """Further headers sent with every request; treated as secrets."""
 
@@ -123,6 +139,47 @@ class Sessions(_Section):
     """The longest unused are forgotten beyond this many."""
     max_bytes: Annotated[int, Field(ge=1024)] = 4 * 1024 * 1024
     """Largest conversation, as JSON."""
+    max_total_bytes: Annotated[int, Field(ge=1024)] = 1024**3
+    """Disk for all conversations; the longest unused are forgotten beyond it."""
+    cache_bytes: Annotated[int, Field(ge=0)] = 64 * 1024 * 1024
+    """Memory for conversations; the others are read from the disk when their next turn comes."""
+    truncation: Truncation = Truncation.REFUSE
+    """What happens when a conversation exceeds the context window of the endpoint that is to serve it, unless the
+    request says otherwise: refuse, or drop_oldest (keep instructions and newest turns, and say so in the answer).
+    """
+
+
+class Idempotency(_Section):
+    """Requests with an idempotency key."""
+
+    ttl_s: Seconds = 86400.0
+    """How long a result is kept, and its key refuses other bodies."""
+    max_result_bytes: Annotated[int, Field(ge=1024)] = 16 * 1024 * 1024
+    """Largest result that is kept; a duplicate of a larger one is refused."""
+    max_total_bytes: Annotated[int, Field(ge=1024)] = 1024**3
+    """Disk for all results, compressed; the oldest are forgotten beyond it, before their time."""
+
+
+class Usage(_Section):
+    """The ledger: one entry per served request, in the history's stream `usage`."""
+
+    acknowledge: Literal["stored", "at_once"] = "at_once"
+    """Answer when the entry is durable, or at once: then the entries of a few milliseconds may be lost in a crash."""
+
+
+class State(_Section):
+    """What survives a restart, besides the history: sessions, results under idempotency keys, usage on its way."""
+
+    sync: Literal["full", "normal"] = "full"
+    """Survive a loss of power (full), or only the death of the process (normal)."""
+    encryption_keys: list[EncryptionKey] = Field(default_factory=list)
+    """References to 32 bytes in base64 each, as ${NAME}. The first encrypts what callers and models said, all decrypt.
+    Needs the extra `encryption`.
+    """
+
+    def raw_keys(self) -> list[bytes]:
+        """Return the keys as bytes."""
+        return [base64.b64decode(key.get_secret_value()) for key in self.encryption_keys]
 
 
 class History(_Section):
@@ -157,6 +214,7 @@ ReflexSection = validated(ReflexPolicy, config=_STRICT)
 FailbackSection = validated(FailbackPolicy, config=_STRICT)
 ForecastSection = validated(ForecastPolicy, config=_STRICT)
 AttemptSection = validated(AttemptPolicy, config=_STRICT)
+DomainSection = validated(DomainPolicy, config=_STRICT)
 
 
 class Thresholds(_Section):
@@ -170,10 +228,18 @@ class Thresholds(_Section):
     """When a forecast takes traffic away."""
     attempts: AttemptSection = AttemptSection()  # type: ignore[valid-type]  # the same
     """Limits on the attempts of one request."""
+    domains: DomainSection = DomainSection()  # type: ignore[valid-type]  # the same
+    """When endpoints that fail together are one event of what they share."""
 
     def policy(self) -> Policy:
         """Return the core's policy."""
-        return Policy(self.reflex, self.failback, self.forecast, self.attempts)
+        return Policy(
+            reflex=self.reflex,
+            failback=self.failback,
+            forecast=self.forecast,
+            attempts=self.attempts,
+            domains=self.domains,
+        )
 
 
 class Config(_Section):
@@ -197,6 +263,12 @@ class Config(_Section):
     """How providers are called."""
     sessions: Sessions = Sessions()
     """Conversations kept on the server."""
+    idempotency: Idempotency = Idempotency()
+    """Requests with an idempotency key."""
+    usage: Usage = Usage()
+    """The ledger."""
+    state: State = State()
+    """What survives a restart."""
     history: History = History()
     """What is recorded."""
     scoring: Scoring = Scoring()
@@ -256,6 +328,7 @@ class Config(_Section):
                 context_window_tokens=entry.context_window_tokens,
                 input_usd_per_mtok=entry.input_usd_per_mtok,
                 output_usd_per_mtok=entry.output_usd_per_mtok,
+                company=providers[entry.provider].company or "",
             )
             for model in self.models
             for order, entry in enumerate(model.endpoints)

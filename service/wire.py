@@ -114,6 +114,18 @@ def estimated_tokens(parts: Iterable[msgspec.Raw]) -> int:
     return sum(len(bytes(part)) for part in parts if b'"image_url"' not in bytes(part)) // _CHARACTERS_PER_TOKEN
 
 
+def most_output_tokens(fields: Mapping[str, msgspec.Raw]) -> int:
+    """Return how many output tokens the request allows, by whichever name it says so; 0 when it does not."""
+    for name in ("max_completion_tokens", "max_tokens", "max_output_tokens"):
+        try:
+            value = msgspec.json.decode(fields.get(name, b"null"))
+        except (msgspec.DecodeError, RecursionError):
+            continue
+        if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+            return value
+    return 0
+
+
 def answer_message(body: bytes) -> msgspec.Raw | None:
     """Return the message of the first choice of a whole reply, as it was written; None when there is none."""
     try:

@@ -1,8 +1,8 @@
 """The OpenAI-compatible routes. Bodies pass through; only what routing needs is read.
 
 Routing wishes come as headers, so that any OpenAI client can send them: `x-routecast-objective`, `-provider`,
-`-agent`, `-session`, `-idempotent`. What became of the request goes back the same way: `x-routecast-endpoint`,
-`-provider`, `-attempts`, `-decision`, `-cost-usd`.
+`-agent`, `-session`, `-idempotent`, `-region`, `-region-policy`, `-max-cost-usd`. What became of the request goes back
+the same way: `x-routecast-endpoint`, `-provider`, `-attempts`, `-decision`, `-cost-usd`.
 """
 
 from collections.abc import Mapping
@@ -12,8 +12,8 @@ from typing import TypeVar
 import msgspec
 from aiohttp import web
 
-from routing.errors import UnknownModelError
-from routing.model import Catalogue, Objective, RouteRequest
+from routing.errors import RequestError, UnknownModelError
+from routing.model import Catalogue, Objective, RegionPolicy, RouteRequest
 from service.complete import Begun, Completer
 from service.errors import InvalidRequestError, NotFoundError, ServiceError, Violation
 from service.http.errors import REQUEST_ID, error_body, error_response, request_id_key
@@ -26,6 +26,9 @@ _PREFIX = "x-routecast-"
 _FORWARDED = ("openai-beta", "traceparent", "tracestate", "baggage", "x-client-request-id", "idempotency-key")
 _OBJECTIVES = {objective.value: objective for objective in Objective}
 _EVENT_STREAM = {"content-type": "text/event-stream", "cache-control": "no-cache"}
+_REGION_POLICIES = {policy.value: policy for policy in RegionPolicy}
+# The core's name for a field, where the header has another.
+_HEADER_OF = {"budget_usd": "max-cost-usd"}
 _BOOLEANS = {"true": True, "false": False}
 _Value = TypeVar("_Value")
 
@@ -76,12 +79,7 @@ class OpenAiRoutes:
         return Completion(
             operation=operation,
             fields=fields,
-            route=RouteRequest(
-                model=text_field(fields, "model"),
-                objective=_one_of(request, "objective", _OBJECTIVES, default=Objective.ORDERED.value),
-                agent=request.headers.get(f"{_PREFIX}agent", ""),
-                preferred_provider=request.headers.get(f"{_PREFIX}provider", ""),
-            ),
+            route=_route(request, text_field(fields, "model")),
             request_id=identity,
             edge="http",
             stream=stream,
@@ -117,6 +115,30 @@ class OpenAiRoutes:
             await response.write(b"data: " + msgspec.json.encode(error_body(error)) + b"\n\n")
         await response.write_eof()
         return response
+
+
+def _route(request: web.Request, model: str) -> RouteRequest:
+    headers = request.headers
+    try:
+        return RouteRequest(
+            model=model,
+            objective=_one_of(request, "objective", _OBJECTIVES, default=Objective.ORDERED.value),
+            agent=headers.get(f"{_PREFIX}agent", ""),
+            preferred_provider=headers.get(f"{_PREFIX}provider", ""),
+            region=headers.get(f"{_PREFIX}region", ""),
+            region_policy=_one_of(request, "region-policy", _REGION_POLICIES, default=RegionPolicy.ANYWHERE.value),
+            budget_usd=_dollars(headers.get(f"{_PREFIX}max-cost-usd", "inf")),
+        )
+    except RequestError as error:
+        header = _HEADER_OF.get(error.field, error.field)
+        raise InvalidRequestError(Violation(f"{_PREFIX}{header}", str(error))) from error
+
+
+def _dollars(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise InvalidRequestError(Violation(f"{_PREFIX}max-cost-usd", f"{text!r}: expected dollars")) from None
 
 
 def _one_of(request: web.Request, name: str, values: Mapping[str, _Value], *, default: str) -> _Value:

@@ -1,4 +1,4 @@
-"""Between protos and the core's values, both ways. No proto goes past this module."""
+"""From the core's values to protos; `requests` goes the other way. No proto goes past these two modules."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
@@ -9,27 +9,21 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from routecast.v1 import chat_pb2, router_pb2, routing_pb2
 
 from routing.health import State
-from routing.model import Capability, Objective, RouteRequest
+from routing.model import Capability, Objective
 from routing.outcomes import Outcome
 from routing.pipeline import Considered
-from service.errors import AttemptReport, InvalidRequestError, Violation
-from service.providers.base import Chunk, Operation
-from service.walk import Completion, Report
-from service.wire import body_fields
+from service.errors import AttemptReport
+from service.providers.base import Chunk
+from service.walk import Report
 
-_OBJECTIVES = {routing_pb2.Objective.Value(f"OBJECTIVE_{o.name}"): o for o in Objective} | {0: Objective.ORDERED}
 _OBJECTIVE_VALUES = {o: routing_pb2.Objective.Value(f"OBJECTIVE_{o.name}") for o in Objective}
-_CAPABILITIES = {routing_pb2.Capability.Value(f"CAPABILITY_{c.name}"): c for c in Capability}
-_CAPABILITY_VALUES = {c: value for value, c in _CAPABILITIES.items()}
-_OUTCOMES: dict[int, Outcome] = {routing_pb2.Outcome.Value(f"OUTCOME_{o.name}"): o for o in Outcome}
+_CAPABILITY_VALUES = {c: routing_pb2.Capability.Value(f"CAPABILITY_{c.name}") for c in Capability}
 _OUTCOME_VALUES = {o: routing_pb2.Outcome.Value(f"OUTCOME_{o.name}") for o in Outcome}
 _STATE_VALUES = {s: routing_pb2.HealthState.Value(f"HEALTH_STATE_{s.name}") for s in State}
-_ROLES = {
-    chat_pb2.Role.Value(f"ROLE_{name.upper()}"): name for name in ("system", "developer", "user", "assistant", "tool")
+_ROLE_VALUES = {
+    name: chat_pb2.Role.Value(f"ROLE_{name.upper()}") for name in ("system", "developer", "user", "assistant", "tool")
 }
-_ROLE_VALUES = {name: chat_pb2.Role.Value(f"ROLE_{name.upper()}") for name in _ROLES.values()}
 _Peeked = TypeVar("_Peeked")
-_MODELLED = ("model", "messages", "stream", "temperature", "max_tokens")
 
 
 _NULL = msgspec.Raw(b"null")
@@ -82,14 +76,6 @@ def duration(seconds: float) -> Duration:
     return value
 
 
-def seconds(value: Duration, field: str) -> float:
-    """Return a duration in seconds. Raises InvalidRequestError when it is negative."""
-    microseconds = value.ToMicroseconds()
-    if microseconds < 0:
-        raise InvalidRequestError(Violation(field, "expected a duration of 0 or more"))
-    return microseconds / 1e6
-
-
 def timestamp(unix_s: float) -> Timestamp:
     """Return a Timestamp, to the microsecond."""
     value = Timestamp()
@@ -108,146 +94,6 @@ def _peek(decoder: msgspec.json.Decoder[_Peeked], body: bytes, otherwise: _Peeke
         return decoder.decode(body)
     except (msgspec.DecodeError, RecursionError):
         return otherwise
-
-
-def _message(message: chat_pb2.ChatMessage, field: str) -> msgspec.Raw:
-    if message.raw_json:
-        if message.role or message.text:
-            raise InvalidRequestError(Violation(field, "expected raw_json alone, or role and text"))
-        body_fields(message.raw_json, f"{field}.raw_json")
-        return msgspec.Raw(message.raw_json)
-    if message.role not in _ROLES:
-        raise InvalidRequestError(Violation(f"{field}.role", "expected a role, or raw_json instead"))
-    return msgspec.Raw(msgspec.json.encode({"role": _ROLES[message.role], "content": message.text}))
-
-
-def _extra(extra_json: bytes, forbidden: Iterable[str], field: str) -> dict[str, msgspec.Raw]:
-    extra = body_fields(extra_json, field) if extra_json else {}
-    if taken := [name for name in forbidden if name in extra]:
-        raise InvalidRequestError(
-            Violation(field, f"may not contain {', '.join(taken)}: the request has fields for them")
-        )
-    return extra
-
-
-def objective(value: int, field: str = "routing.objective") -> Objective:
-    """Return the core's objective. Raises InvalidRequestError for a number that is none."""
-    if value not in _OBJECTIVES:
-        raise InvalidRequestError(Violation(field, f"{value} is no Objective"))
-    return _OBJECTIVES[value]
-
-
-def outcome(value: int, field: str) -> Outcome:
-    """Return the core's outcome. Raises InvalidRequestError when unspecified or unknown."""
-    if value not in _OUTCOMES:
-        raise InvalidRequestError(Violation(field, "expected an outcome"))
-    return _OUTCOMES[value]
-
-
-def _route(model: str, options: routing_pb2.RoutingOptions) -> RouteRequest:
-    return RouteRequest(
-        model=model,
-        objective=objective(options.objective),
-        agent=options.agent,
-        preferred_provider=options.preferred_provider,
-    )
-
-
-def route_request(request: router_pb2.RouteRequest) -> RouteRequest:
-    """Return what the core needs to know of a Route call. Raises InvalidRequestError."""
-    if not request.model:
-        raise InvalidRequestError(Violation("model", "expected a canonical model id"))
-    if unknown := [value for value in request.needs if value not in _CAPABILITIES]:
-        raise InvalidRequestError(Violation("needs", f"{unknown[0]} is no Capability"))
-    if request.input_tokens < 0:
-        raise InvalidRequestError(Violation("input_tokens", "expected 0 or more"))
-    base = _route(request.model, request.routing)
-    return RouteRequest(
-        model=base.model,
-        needs=frozenset(_CAPABILITIES[value] for value in request.needs),
-        objective=base.objective,
-        agent=base.agent,
-        input_tokens=request.input_tokens,
-        preferred_provider=base.preferred_provider,
-        excluded=frozenset(request.excluded_endpoint_ids),
-    )
-
-
-def chat_completion(
-    chat: chat_pb2.ChatRequest,
-    options: routing_pb2.RoutingOptions,
-    *,
-    stream: bool,
-    request_id: str,
-    timeout_s: float | None,
-) -> Completion:
-    """Return a Complete or StreamComplete call as both edges know it. Raises InvalidRequestError naming each wrong
-    field.
-    """
-    if not chat.model:
-        raise InvalidRequestError(Violation("chat.model", "expected a canonical model id"))
-    if not chat.messages:
-        raise InvalidRequestError(Violation("chat.messages", "expected at least one message"))
-    messages = [_message(message, f"chat.messages[{i}]") for i, message in enumerate(chat.messages)]
-    fields: dict[str, msgspec.Raw] = {
-        "model": msgspec.Raw(msgspec.json.encode(chat.model)),
-        "messages": msgspec.Raw(msgspec.json.encode(messages)),
-    }
-    if chat.HasField("temperature"):
-        fields["temperature"] = msgspec.Raw(msgspec.json.encode(chat.temperature))
-    if chat.HasField("max_output_tokens"):
-        fields["max_tokens"] = msgspec.Raw(msgspec.json.encode(chat.max_output_tokens))
-    fields |= _extra(chat.extra_json, _MODELLED, "chat.extra_json")
-    if stream:
-        fields["stream"] = msgspec.Raw(b"true")
-    return _completion(
-        Operation.CHAT, fields, chat.model, options, stream=stream, request_id=request_id, timeout_s=timeout_s
-    )
-
-
-def embedding(request: router_pb2.EmbedRequest, *, request_id: str, timeout_s: float | None) -> Completion:
-    """Return an Embed call as both edges know it. Raises InvalidRequestError naming each wrong field."""
-    if not request.model:
-        raise InvalidRequestError(Violation("model", "expected a canonical model id"))
-    if not request.inputs:
-        raise InvalidRequestError(Violation("inputs", "expected at least one input"))
-    fields = {
-        "model": msgspec.Raw(msgspec.json.encode(request.model)),
-        "input": msgspec.Raw(msgspec.json.encode(list(request.inputs))),
-        **_extra(request.extra_json, ("model", "input", "encoding_format"), "extra_json"),
-    }
-    return _completion(
-        Operation.EMBEDDINGS,
-        fields,
-        request.model,
-        request.routing,
-        stream=False,
-        request_id=request_id,
-        timeout_s=timeout_s,
-    )
-
-
-def _completion(
-    operation: Operation,
-    fields: Mapping[str, msgspec.Raw],
-    model: str,
-    options: routing_pb2.RoutingOptions,
-    *,
-    stream: bool,
-    request_id: str,
-    timeout_s: float | None,
-) -> Completion:
-    return Completion(
-        operation=operation,
-        fields=fields,
-        route=_route(model, options),
-        request_id=request_id,
-        edge="grpc",
-        stream=stream,
-        idempotent=options.idempotent if options.HasField("idempotent") else True,
-        timeout_s=timeout_s,
-        session_id=options.session_id,
-    )
 
 
 def attempts_to_proto(attempts: Iterable[AttemptReport]) -> list[routing_pb2.Attempt]:

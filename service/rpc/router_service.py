@@ -18,7 +18,7 @@ from service.history import AttemptSink, attempt_record
 from service.providers.base import Chunk
 from service.request_id import request_id
 from service.router import Decided, Router
-from service.rpc import convert
+from service.rpc import convert, requests
 from service.rpc.status import abort
 from service.walk import Report, refusal
 
@@ -42,7 +42,7 @@ class RouterService(router_pb2_grpc.RouterServiceServicer):
         """Advise."""
         started = self._router.clock.now()
         try:
-            route = convert.route_request(request)
+            route = requests.route_request(request)
             decided = self._router.decide(route, _request_id(context))
             if decided.decision.chosen is None:
                 raise refusal(decided.decision)  # one way out for all errors
@@ -79,7 +79,7 @@ class RouterService(router_pb2_grpc.RouterServiceServicer):
     ) -> router_pb2.CompleteResponse:
         """Serve a chat completion."""
         try:
-            completion = convert.chat_completion(
+            completion = requests.chat_completion(
                 request.chat,
                 request.routing,
                 stream=False,
@@ -96,7 +96,7 @@ class RouterService(router_pb2_grpc.RouterServiceServicer):
     ) -> AsyncIterator[router_pb2.StreamCompleteResponse]:
         """Serve a chat completion as a stream."""
         try:
-            completion = convert.chat_completion(
+            completion = requests.chat_completion(
                 request.chat,
                 request.routing,
                 stream=True,
@@ -118,7 +118,9 @@ class RouterService(router_pb2_grpc.RouterServiceServicer):
     async def Embed(self, request: router_pb2.EmbedRequest, context: Any) -> router_pb2.EmbedResponse:  # noqa: N802  # gRPC
         """Serve embeddings."""
         try:
-            completion = convert.embedding(request, request_id=_request_id(context), timeout_s=context.time_remaining())
+            completion = requests.embedding(
+                request, request_id=_request_id(context), timeout_s=context.time_remaining()
+            )
             served = await self._completer.complete(completion)
         except ServiceError as error:
             await abort(context, error)
@@ -148,7 +150,7 @@ class RouterService(router_pb2_grpc.RouterServiceServicer):
                 case "decision_id":
                     decided = self._router.recall(request.decision_id)
                 case "request":
-                    decision = self._router.preview(convert.route_request(request.request))
+                    decision = self._router.preview(requests.route_request(request.request))
                     decided = self._router.unrecorded(decision)
                 case _:
                     raise InvalidRequestError(Violation("subject", "expected decision_id or request"))  # the same
@@ -184,18 +186,18 @@ class RouterService(router_pb2_grpc.RouterServiceServicer):
             endpoint = self._router.engine.catalogue.endpoint(report.endpoint_id)
         except UnknownEndpointError as error:
             raise NotFoundError("UNKNOWN_ENDPOINT", f"{field}.endpoint_id: {error}") from error
-        outcome = convert.outcome(report.outcome, f"{field}.outcome")
+        outcome = requests.outcome(report.outcome, f"{field}.outcome")
         if not report.HasField("latency"):
             raise InvalidRequestError(Violation(f"{field}.latency", "expected the duration of the call"))
         now = self._router.clock.now()
-        latency_s = convert.seconds(report.latency, f"{field}.latency")
+        latency_s = requests.seconds(report.latency, f"{field}.latency")
         started = report.start_time.ToMicroseconds() / 1e6 if report.HasField("start_time") else now - latency_s
         streamed = report.HasField("time_to_first_token")
-        ttft_s = convert.seconds(report.time_to_first_token, f"{field}.time_to_first_token") if streamed else None
+        ttft_s = requests.seconds(report.time_to_first_token, f"{field}.time_to_first_token") if streamed else None
         if ttft_s is not None and ttft_s > latency_s:
             raise InvalidRequestError(Violation(f"{field}.time_to_first_token", "expected at most the latency"))
         limited = report.HasField("retry_after")
-        retry_after_s = convert.seconds(report.retry_after, f"{field}.retry_after") if limited else None
+        retry_after_s = requests.seconds(report.retry_after, f"{field}.retry_after") if limited else None
         if report.output_tokens < 0:
             raise InvalidRequestError(Violation(f"{field}.output_tokens", "expected 0 or more"))
         attempt_id = self._router.started(endpoint, streamed=streamed, at=min(started, now))

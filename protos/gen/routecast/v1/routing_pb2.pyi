@@ -71,6 +71,32 @@ CAPABILITY_VISION: Capability.ValueType  # 4
 CAPABILITY_EMBEDDINGS: Capability.ValueType  # 5
 Global___Capability: _TypeAlias = Capability  # noqa: Y015
 
+class _RegionPolicy:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _RegionPolicyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RegionPolicy.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    REGION_POLICY_UNSPECIFIED: _RegionPolicy.ValueType  # 0
+    """As REGION_POLICY_ANYWHERE."""
+    REGION_POLICY_ANYWHERE: _RegionPolicy.ValueType  # 1
+    REGION_POLICY_PREFER: _RegionPolicy.ValueType  # 2
+    """Served in the region while an endpoint there can, elsewhere, nearest first, otherwise."""
+    REGION_POLICY_STAY: _RegionPolicy.ValueType  # 3
+    """Never served outside the region."""
+
+class RegionPolicy(_RegionPolicy, metaclass=_RegionPolicyEnumTypeWrapper):
+    """What the region of a request means."""
+
+REGION_POLICY_UNSPECIFIED: RegionPolicy.ValueType  # 0
+"""As REGION_POLICY_ANYWHERE."""
+REGION_POLICY_ANYWHERE: RegionPolicy.ValueType  # 1
+REGION_POLICY_PREFER: RegionPolicy.ValueType  # 2
+"""Served in the region while an endpoint there can, elsewhere, nearest first, otherwise."""
+REGION_POLICY_STAY: RegionPolicy.ValueType  # 3
+"""Never served outside the region."""
+Global___RegionPolicy: _TypeAlias = RegionPolicy  # noqa: Y015
+
 class _HealthState:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -158,6 +184,9 @@ class RoutingOptions(_message.Message):
     SESSION_ID_FIELD_NUMBER: _builtins.int
     AGENT_FIELD_NUMBER: _builtins.int
     IDEMPOTENT_FIELD_NUMBER: _builtins.int
+    REGION_FIELD_NUMBER: _builtins.int
+    REGION_POLICY_FIELD_NUMBER: _builtins.int
+    MAX_COST_USD_FIELD_NUMBER: _builtins.int
     objective: Global___Objective.ValueType
     preferred_provider: _builtins.str
     """Tried first while it is healthy."""
@@ -167,6 +196,11 @@ class RoutingOptions(_message.Message):
     """The caller group, for records and, later, its own failover configuration."""
     idempotent: _builtins.bool
     """False: never send it twice once a provider may have processed it. Unset means true."""
+    region: _builtins.str
+    """Where it wants to be served; what that means says `region_policy`."""
+    region_policy: Global___RegionPolicy.ValueType
+    max_cost_usd: _builtins.float
+    """The most that one attempt may cost, by the estimated input and the allowed output."""
     def __init__(
         self,
         *,
@@ -175,14 +209,22 @@ class RoutingOptions(_message.Message):
         session_id: _builtins.str = ...,
         agent: _builtins.str = ...,
         idempotent: _builtins.bool | None = ...,
+        region: _builtins.str = ...,
+        region_policy: Global___RegionPolicy.ValueType = ...,
+        max_cost_usd: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_idempotent", b"_idempotent", "idempotent", b"idempotent"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_idempotent", b"_idempotent", "_max_cost_usd", b"_max_cost_usd", "idempotent", b"idempotent", "max_cost_usd", b"max_cost_usd"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_idempotent", b"_idempotent", "agent", b"agent", "idempotent", b"idempotent", "objective", b"objective", "preferred_provider", b"preferred_provider", "session_id", b"session_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_idempotent", b"_idempotent", "_max_cost_usd", b"_max_cost_usd", "agent", b"agent", "idempotent", b"idempotent", "max_cost_usd", b"max_cost_usd", "objective", b"objective", "preferred_provider", b"preferred_provider", "region", b"region", "region_policy", b"region_policy", "session_id", b"session_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__idempotent: _TypeAlias = _typing.Literal["idempotent"]  # noqa: Y015
     _WhichOneofArgType__idempotent: _TypeAlias = _typing.Literal["_idempotent", b"_idempotent"]  # noqa: Y015
+    _WhichOneofReturnType__max_cost_usd: _TypeAlias = _typing.Literal["max_cost_usd"]  # noqa: Y015
+    _WhichOneofArgType__max_cost_usd: _TypeAlias = _typing.Literal["_max_cost_usd", b"_max_cost_usd"]  # noqa: Y015
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__idempotent) -> _WhichOneofReturnType__idempotent | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_cost_usd) -> _WhichOneofReturnType__max_cost_usd | None: ...
 
 Global___RoutingOptions: _TypeAlias = RoutingOptions  # noqa: Y015
 
