@@ -5,6 +5,7 @@ The field docstrings and limits below are also the JSON Schema that editors use 
 
 import base64
 import re
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -13,6 +14,7 @@ from pydantic.dataclasses import dataclass as validated
 
 from routing.model import Capability, Catalogue, Endpoint
 from routing.policy import AttemptPolicy, DomainPolicy, FailbackPolicy, ForecastPolicy, Policy, ReflexPolicy
+from service.store.seal import KEY_BYTES
 
 _STRICT = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 _SLUG = r"^[a-z0-9][a-z0-9._-]*$"
@@ -128,6 +130,13 @@ class Upstream(_Section):
     """HTTP client of the request path; docs/decisions/dependencies.md says why aiohttp."""
     verify_tls: bool = True
     """Check the certificates of providers."""
+
+
+class Truncation(StrEnum):
+    """What happens to a conversation that exceeds a context window."""
+
+    REFUSE = "refuse"
+    DROP_OLDEST = "drop_oldest"
 
 
 class Sessions(_Section):

@@ -8,6 +8,9 @@ ServiceError
 ├── AttemptsExhaustedError   every attempt failed; lists the attempts
 ├── RateLimitedError         every endpoint that may serve it is rate limited
 ├── RequestTimeoutError      the deadline passed
+├── KeyReusedError           an idempotency key came with another request before
+├── NotRepeatedError         the request under this idempotency key may have been executed, and its result is not known
+├── StateUnavailableError    what was promised to be remembered cannot be read or written now
 ├── UpstreamRejectedError    a provider refused the request as the caller's fault; its status and body pass through
 └── StreamBrokenError        a stream broke after its first event
 """
@@ -106,6 +109,31 @@ class RequestTimeoutError(ServiceError):
     reason = "DEADLINE_EXCEEDED"
 
 
+class KeyReusedError(ServiceError):
+    """An idempotency key came with another request before."""
+
+    reason = "IDEMPOTENCY_KEY_REUSED"
+
+
+class NotRepeatedError(ServiceError):
+    """The request under this idempotency key may have been executed, and its result is not known: it is not executed
+    again.
+    """
+
+    def __init__(self, reason: str, message: str) -> None:
+        self.reason = reason
+        super().__init__(message)
+
+
+class StateUnavailableError(ServiceError):
+    """What was promised to be remembered cannot be read or written now."""
+
+    reason = "STATE_UNAVAILABLE"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, retry_after_s=1.0)
+
+
 class UpstreamRejectedError(ServiceError):
     """A provider refused the request as the caller's fault; another would too."""
 
@@ -149,6 +177,9 @@ STATUS: dict[type[ServiceError], StatusRow] = {
     AttemptsExhaustedError: StatusRow(grpc.StatusCode.UNAVAILABLE, 503, "service_unavailable"),
     RateLimitedError: StatusRow(grpc.StatusCode.RESOURCE_EXHAUSTED, 429, "rate_limit_error"),
     RequestTimeoutError: StatusRow(grpc.StatusCode.DEADLINE_EXCEEDED, 504, "timeout"),
+    KeyReusedError: StatusRow(grpc.StatusCode.FAILED_PRECONDITION, 422, "idempotency_error"),
+    NotRepeatedError: StatusRow(grpc.StatusCode.FAILED_PRECONDITION, 409, "idempotency_error"),
+    StateUnavailableError: StatusRow(grpc.StatusCode.UNAVAILABLE, 503, "service_unavailable"),
     UpstreamRejectedError: StatusRow(grpc.StatusCode.INVALID_ARGUMENT, 400, "invalid_request_error"),
     StreamBrokenError: StatusRow(grpc.StatusCode.UNAVAILABLE, 502, "stream_broken"),
     ServiceError: StatusRow(grpc.StatusCode.INTERNAL, 500, "internal_error"),
