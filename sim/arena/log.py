@@ -22,7 +22,8 @@ class Log:
         endpoints: how many there are; index 0 is the preferred one.
         duration_s: the time in which requests arrived.
         arrival_s: float64 n, ascending. first: int64 n, the endpoint of the first attempt, -1 if it was refused.
-        attempts: int64 n. failed: bool n, the caller got no whole answer.
+        attempts: int64 n, those beside another included. failed: bool n, the caller got no whole answer.
+        hedged: bool n, a second attempt was started beside one that waited.
         ttft_s: float64 n, from arrival to the first token over all attempts, NaN if none came.
         cost_usd: float64 n, over all attempts.
         probe_s, probe_endpoint, probe_cost_usd: one per probe.
@@ -35,6 +36,7 @@ class Log:
     first: _Ints
     attempts: _Ints
     failed: _Bools
+    hedged: _Bools
     ttft_s: _Floats
     cost_usd: _Floats
     probe_s: _Floats
@@ -49,7 +51,7 @@ class Recorder:
     """Collects a `Log` while a run goes on. Indices are request numbers."""
 
     __slots__ = (
-        "attempts", "cost_usd", "failed", "first", "probe_cost_usd", "probe_endpoint", "probe_s", "ttft_s",
+        "attempts", "cost_usd", "failed", "first", "hedged", "probe_cost_usd", "probe_endpoint", "probe_s", "ttft_s",
         "warned_endpoint", "warned_on", "warned_s",
     )  # fmt: skip
 
@@ -57,6 +59,7 @@ class Recorder:
         self.first = array("q", [-1]) * requests
         self.attempts = array("q", [0]) * requests
         self.failed = array("b", [0]) * requests
+        self.hedged = array("b", [0]) * requests
         self.ttft_s = array("d", [np.nan]) * requests
         self.cost_usd = array("d", [0.0]) * requests
         self.probe_s = array("d")
@@ -75,6 +78,7 @@ class Recorder:
             first=np.array(self.first, dtype=np.int64),
             attempts=np.array(self.attempts, dtype=np.int64),
             failed=np.array(self.failed, dtype=np.bool_),
+            hedged=np.array(self.hedged, dtype=np.bool_),
             ttft_s=np.array(self.ttft_s, dtype=np.float64),
             cost_usd=np.array(self.cost_usd, dtype=np.float64),
             probe_s=np.array(self.probe_s, dtype=np.float64),

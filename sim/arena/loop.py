@@ -6,42 +6,52 @@ caller has seen tokens. Endpoints do not slow down under the load a policy sends
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from heapq import heappop, heappush
+from typing import Any
 
 from routing.outcomes import Outcome
 from sim.arena.fate import Fates
 from sim.arena.log import Log, Recorder
+from sim.arena.luck import Draws
 from sim.arena.policy import ArenaRequest, Attempted, Policy
+from sim.arena.referee import Referee
 from sim.arena.truth import World
 
 # A probe is a short completion.
 PROBE_INPUT_TOKENS = 10
 PROBE_OUTPUT_TOKENS = 5
-_FIRST_TOKEN, _END, _ROUTE, _PROBED = range(4)
 # A sum of times may fall short of the deadline by rounding.
 _ROUNDING_S = 1e-6
 
 
-class ArenaInvariantError(AssertionError):
-    """A policy or the arena broke a rule that must hold in every run."""
-
-
 class _Flight:
-    """A request that is being served."""
+    """A request that is being served. `tried` lists the endpoints in the order of sending, `made` what has ended."""
 
-    __slots__ = ("current", "made", "request", "retry_draw", "tried")
+    __slots__ = ("made", "request", "retry_draw", "running", "tried")
 
     def __init__(self, request: ArenaRequest) -> None:
         self.request = request
         self.tried: list[int] = []
         self.made: list[Attempted] = []
-        self.current: Attempted
+        self.running: list[_Attempt] = []
         self.retry_draw = 0.0
 
 
-# Time, sequence number, kind, and the request concerned; of a probe, how it ended.
-_Event = tuple[float, int, int, _Flight | Attempted]
+class _Attempt:
+    """An attempt under way, and what it will come to unless it is called off."""
+
+    __slots__ = ("flight", "is_off", "sent", "will")
+
+    def __init__(self, flight: _Flight, sent: float, will: Attempted) -> None:
+        self.flight = flight
+        self.sent = sent
+        self.will = will
+        self.is_off = False
+
+
+# Time, sequence number, what to do then, and with what.
+_Event = tuple[float, int, Callable[[Any, float], None], Any]
 
 
 def run(world: World, policy: Policy, *, check: bool = False) -> Log:
@@ -50,20 +60,18 @@ def run(world: World, policy: Policy, *, check: bool = False) -> Log:
     Args:
         world: what happens.
         policy: who decides.
-        check: also verify the invariants of every attempt.
+        check: let a `Referee` watch that arena and policy keep the rules.
 
     Raises:
-        ArenaInvariantError: with `check`, an attempt began after its deadline, an unknown endpoint was chosen, a time
-            was not finite, or a request got two first tokens.
+        ArenaInvariantError: with `check`, one of the referee's rules was broken.
     """
-    return _Arena(world, policy, check=check).play()
+    return _Arena(world, Referee(policy, len(world.endpoints)) if check else policy).play()
 
 
 class _Arena:
-    def __init__(self, world: World, policy: Policy, *, check: bool) -> None:
+    def __init__(self, world: World, policy: Policy) -> None:
         self._world = world
         self._policy = policy
-        self._check = check
         self._fates = Fates(world)
         self._luck = world.luck()
         self._heap: list[_Event] = []
@@ -93,74 +101,104 @@ class _Arena:
             elif row is not None and arrives <= due:
                 self._in_flight += 1
                 request = ArenaRequest(row[0], arrives, arrives + scenario.deadline_s, row[2], row[3], row[4])
-                self._send(_Flight(request), arrives)
+                self._route(_Flight(request), arrives)
                 row = next(rows, None)
             else:
-                self._handle(heappop(heap))
+                now, _, act, concerned = heappop(heap)
+                act(concerned, now)
         return self._recorder.log(len(self._world.endpoints), float(scenario.duration_s), work.arrival_s)
 
-    def _handle(self, event: _Event) -> None:
-        now, _, kind, flight = event
-        if isinstance(flight, Attempted):
-            self._policy.probed(flight, now)
-        elif kind == _ROUTE:
-            self._send(flight, now)
-        elif kind == _FIRST_TOKEN:
-            number = flight.request.number
-            if self._check and not math.isnan(self._recorder.ttft_s[number]):
-                raise ArenaInvariantError(f"request {number} got a second first token at {now:g} s")
-            self._recorder.ttft_s[number] = now - flight.request.time
-            self._policy.first_token(flight.current.endpoint, flight.current.attempt_id, now)
-        else:
-            self._end(flight, now)
-
-    def _send(self, flight: _Flight, now: float) -> None:
-        request, policy = flight.request, self._policy
-        draws, (route_draw, flight.retry_draw) = self._luck.attempt(request.number, len(flight.tried))
-        endpoint = policy.route(request, flight.tried, now, route_draw)
-        if self._check:
-            self._verify(flight, endpoint, now)
+    def _route(self, flight: _Flight, now: float) -> None:
+        request, tried = flight.request, flight.tried
+        draws, (route_draw, flight.retry_draw) = self._luck.attempt(request.number, len(tried))
+        endpoint = self._policy.route(request, tried, now, route_draw)
         if endpoint is None:
-            self._give_up(flight)
+            self._again(flight, self._policy.wait_s(request, flight.made, now, flight.retry_draw), now)
             return
-        if not flight.tried:
+        if not tried:
             self._recorder.first[request.number] = endpoint
-        attempt_id = f"{request.number}.{len(flight.tried)}"
+        attempt = self._send(flight, endpoint, draws, now)
+        if not request.idempotent or self._recorder.hedged[request.number]:
+            return
+        after_s = self._policy.hedge_after_s(request, tried, now)
+        fate = attempt.will
+        # One that will have answered or failed by then needs no hedge, and is not asked about again.
+        if after_s is not None and after_s < (fate.latency_s if fate.ttft_s is None else fate.ttft_s):
+            self._push(now + after_s, self._hedge, flight)
+
+    def _hedge(self, flight: _Flight, now: float) -> None:
+        request, tried = flight.request, flight.tried
+        draws, (draw, _) = self._luck.attempt(request.number, len(tried))
+        endpoint = self._policy.hedge(request, tried, now, draw)
+        if endpoint is not None:
+            self._recorder.hedged[request.number] = 1
+            self._send(flight, endpoint, draws, now)
+
+    def _send(self, flight: _Flight, endpoint: int, draws: list[Draws], now: float) -> _Attempt:
+        request, policy = flight.request, self._policy
         patience_s = policy.patience_s(request, flight.tried, now)
+        attempt_id = f"{request.number}.{len(flight.tried)}"
         flight.tried.append(endpoint)
         policy.started(endpoint, attempt_id, now)
         fate = self._fates.of(
             endpoint, now, request.output_tokens, draws[endpoint], wait_s=patience_s,
             stall_s=policy.stall_timeout_s, left_s=request.deadline - now,
         )  # fmt: skip
-        flight.current = Attempted(endpoint, attempt_id, *fate)
+        attempt = _Attempt(flight, now, Attempted(endpoint, attempt_id, *fate))
+        flight.running.append(attempt)
         if fate.ttft_s is not None:
-            self._push(now + fate.ttft_s, _FIRST_TOKEN, flight)
-        self._push(now + fate.latency_s, _END, flight)
+            self._push(now + fate.ttft_s, self._first_token, attempt)
+        self._push(now + fate.latency_s, self._end, attempt)
+        return attempt
 
-    def _end(self, flight: _Flight, now: float) -> None:
-        number, attempted = flight.request.number, flight.current
+    def _first_token(self, attempt: _Attempt, now: float) -> None:
+        if attempt.is_off:
+            return
+        flight, will = attempt.flight, attempt.will
+        self._recorder.ttft_s[flight.request.number] = now - flight.request.time
+        self._policy.first_token(will.endpoint, will.attempt_id, now)
+        for other in [other for other in flight.running if other is not attempt]:
+            other.is_off = True
+            late, took_s = other.will, now - other.sent
+            lost = Attempted(late.endpoint, late.attempt_id, Outcome.CANCELLED, None, took_s, None, 0, None)
+            self._close(other, lost, now)
+
+    def _end(self, attempt: _Attempt, now: float) -> None:
+        if attempt.is_off:
+            return
+        flight, attempted = attempt.flight, attempt.will
+        self._close(attempt, attempted, now)
+        if attempted.outcome is Outcome.OK:
+            self._in_flight -= 1
+        elif attempted.ttft_s is not None:
+            self._give_up(flight)
+        elif not flight.running:
+            self._retry(flight, now)
+
+    def _close(self, attempt: _Attempt, attempted: Attempted, now: float) -> None:
+        """Book the end of an attempt. Whoever answered, or was called off while it read the prompt, is paid."""
+        flight, number = attempt.flight, attempt.flight.request.number
+        flight.running.remove(attempt)
         self._policy.finished(attempted, now)
         flight.made.append(attempted)
         self._recorder.attempts[number] += 1
-        if attempted.ttft_s is not None:
+        if attempted.ttft_s is not None or attempted.outcome is Outcome.CANCELLED:
             tokens = flight.request.input_tokens + attempted.output_tokens
             self._recorder.cost_usd[number] += tokens * self._price[attempted.endpoint]
-        if attempted.outcome is Outcome.OK:
-            self._in_flight -= 1
-            return
-        if attempted.ttft_s is not None or now >= flight.request.deadline - _ROUNDING_S:
+
+    def _retry(self, flight: _Flight, now: float) -> None:
+        if now >= flight.request.deadline - _ROUNDING_S:
             self._give_up(flight)
-            return
-        delay_s = self._policy.retry(flight.request, flight.made, now, flight.retry_draw)
-        if self._check and delay_s is not None and not 0 <= delay_s < math.inf:
-            raise ArenaInvariantError(f"retry of request {number} after {delay_s} s")
+        else:
+            self._again(flight, self._policy.retry(flight.request, flight.made, now, flight.retry_draw), now)
+
+    def _again(self, flight: _Flight, delay_s: float | None, now: float) -> None:
         if delay_s is None or now + delay_s >= flight.request.deadline - _ROUNDING_S:
             self._give_up(flight)
         elif delay_s <= 0:
-            self._send(flight, now)
+            self._route(flight, now)
         else:
-            self._push(now + delay_s, _ROUTE, flight)
+            self._push(now + delay_s, self._route, flight)
 
     def _give_up(self, flight: _Flight) -> None:
         self._recorder.failed[flight.request.number] = 1
@@ -187,7 +225,7 @@ class _Arena:
             self._recorder.probe_s.append(now)
             self._recorder.probe_endpoint.append(endpoint)
             self._recorder.probe_cost_usd.append(tokens * self._price[endpoint])
-            self._push(now + fate.latency_s, _PROBED, attempted)
+            self._push(now + fate.latency_s, self._policy.probed, attempted)
 
     def _note_warnings(self, warned: frozenset[int], now: float) -> None:
         for endpoint in sorted(warned ^ self._warned):
@@ -196,13 +234,6 @@ class _Arena:
             self._recorder.warned_on.append(endpoint in warned)
         self._warned = warned
 
-    def _push(self, time: float, kind: int, concerns: _Flight | Attempted) -> None:
+    def _push(self, time: float, act: Callable[[Any, float], None], concerned: object) -> None:
         self._sequence += 1
-        heappush(self._heap, (time, self._sequence, kind, concerns))
-
-    def _verify(self, flight: _Flight, endpoint: int | None, now: float) -> None:
-        number = flight.request.number
-        if not now < flight.request.deadline:
-            raise ArenaInvariantError(f"request {number} was sent at {now:g} s, after its deadline")
-        if endpoint is not None and not 0 <= endpoint < len(self._world.endpoints):
-            raise ArenaInvariantError(f"request {number} was sent to endpoint {endpoint}, which does not exist")
+        heappush(self._heap, (time, self._sequence, act, concerned))

@@ -9,7 +9,7 @@ from collections.abc import Collection, Sequence
 
 import numpy as np
 
-from sim.arena.policy import ArenaRequest, Attempted
+from sim.arena.policy import ArenaRequest, Attempted, Limits, Policy
 from sim.arena.truth import SLOW, World
 
 # Leaving the preferred endpoint for less than this much risk is not worth it.
@@ -17,7 +17,7 @@ _MARGIN = 0.01
 _PATIENCE_S = 30.0
 
 
-class Oracle:
+class Oracle(Policy):
     """Sends each attempt to the first endpoint, in configured order, whose risk of a bad request is within 1 % of the
     least; after a failure at once to the best of the rest.
     """
@@ -28,6 +28,7 @@ class Oracle:
     tick_s = 1.0
 
     def __init__(self, world: World) -> None:
+        self.limits = Limits(max_attempts=len(world.endpoints))
         self._risk: list[list[float]] = _risks(world).tolist()
 
     def route(self, request: ArenaRequest, tried: Sequence[int], now: float, draw: float) -> int | None:  # noqa: ARG002 - Policy

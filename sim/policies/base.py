@@ -10,7 +10,7 @@ from math import isfinite
 from typing import TypeVar
 
 from routing.outcomes import Outcome
-from sim.arena.policy import ArenaRequest, Attempted
+from sim.arena.policy import ArenaRequest, Attempted, Limits, Policy
 
 SERVER_FAULTS = frozenset({Outcome.SERVER_ERROR, Outcome.TIMEOUT, Outcome.CONNECT_ERROR})
 """What a product sees that judges by status line: a stream that breaks later had answered 200."""
@@ -70,8 +70,8 @@ def with_parameters(defaults: S, policy: str, parameters: Mapping[str, float]) -
     return type(defaults)(**values)
 
 
-class Baseline:
-    """A policy that hears nothing, probes nothing and never retries: what baselines start from.
+class Baseline(Policy):
+    """A policy that hears nothing, probes nothing, never retries and never hedges: what baselines start from.
 
     Its patience is that of its settings, for every attempt alike.
     """
@@ -80,7 +80,8 @@ class Baseline:
     # Health checks of 5 s are what products have in common; one that publishes another puts it in its settings.
     probe_timeout_s = 5.0
 
-    def __init__(self, endpoints: int, settings: Settings) -> None:
+    def __init__(self, endpoints: int, settings: Settings, attempts: int = 1) -> None:
+        self.limits = Limits(max_attempts=attempts)
         self._patience_s = settings.attempt_timeout_s
         self.stall_timeout_s = settings.stall_timeout_s
         self._count = endpoints

@@ -54,7 +54,7 @@ class Bifrost(Baseline):
     name = "bifrost"
 
     def __init__(self, endpoints: int, settings: BifrostSettings) -> None:
-        super().__init__(endpoints, settings)
+        super().__init__(endpoints, settings, attempts=endpoints)
         self.tick_s = settings.recompute_s
         self._settings = settings
         self._state = [_State.HEALTHY] * endpoints

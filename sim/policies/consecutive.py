@@ -32,7 +32,7 @@ class Consecutive(Baseline):
     name = "consecutive"
 
     def __init__(self, endpoints: int, settings: ConsecutiveSettings) -> None:
-        super().__init__(endpoints, settings)
+        super().__init__(endpoints, settings, attempts=endpoints)
         self.probe_timeout_s = settings.probe_timeout_s
         self._settings = settings
         self._failures = [0] * endpoints

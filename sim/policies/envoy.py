@@ -47,7 +47,7 @@ class Envoy(Baseline):
     name = "envoy"
 
     def __init__(self, endpoints: int, settings: EnvoySettings) -> None:
-        super().__init__(endpoints, settings)
+        super().__init__(endpoints, settings, attempts=1 + settings.retries)
         self.tick_s = settings.interval_s
         self._settings = settings
         self._failures = [0] * endpoints

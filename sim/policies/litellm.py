@@ -46,7 +46,7 @@ class LiteLLM(Baseline):
     name = "litellm"
 
     def __init__(self, endpoints: int, settings: LiteLLMSettings) -> None:
-        super().__init__(endpoints, settings)
+        super().__init__(endpoints, settings, attempts=1 + settings.retries)
         self._settings = settings
         self._until = [0.0] * endpoints
         self._minute = [0] * endpoints

@@ -75,7 +75,7 @@ class LLMGateway(Baseline):
     name = "llmgateway"
 
     def __init__(self, endpoints: Sequence[ArenaEndpoint], settings: LLMGatewaySettings) -> None:
-        super().__init__(len(endpoints), settings)
+        super().__init__(len(endpoints), settings, attempts=1 + settings.retries)
         self._settings = settings
         self._price = [endpoint.usd_per_mtok for endpoint in endpoints]
         self._metrics = [_Metrics() for _ in endpoints]

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sim.arena.policy import ArenaRequest, Attempted
+from sim.arena.policy import ArenaRequest, Attempted, Limits, RetryLimit
 from sim.policies.base import SERVER_FAULTS, Baseline, Settings, may_retry
 from sim.policies.load import PeakEwma
 
@@ -78,6 +78,8 @@ class PeakEwmaBalancer(Baseline):
 
     def __init__(self, endpoints: int, settings: PeakEwmaSettings) -> None:
         super().__init__(endpoints, settings)
+        reserve = settings.retries_per_s * settings.budget_s
+        self.limits = Limits(1 + settings.retries, retries=RetryLimit(settings.retry_share, reserve, settings.budget_s))
         self._retries = settings.retries
         self._load = PeakEwma(endpoints, settings.decay_s, settings.default_latency_s)
         self._budget = RetryBudget(settings.retry_share, settings.retries_per_s, settings.budget_s)

@@ -57,7 +57,7 @@ class Prequal(Baseline):
     name = "prequal"
 
     def __init__(self, endpoints: int, seed: int, settings: PrequalSettings) -> None:
-        super().__init__(endpoints, settings)
+        super().__init__(endpoints, settings, attempts=1 + settings.retries)
         self._settings = settings
         self._rng = Random(seed)
         self._pool: list[_Probe] = []

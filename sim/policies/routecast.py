@@ -18,7 +18,7 @@ from routing.model import Capability, Catalogue, Endpoint, RouteRequest
 from routing.outcomes import Outcome
 from routing.pipeline import Decision, decide
 from routing.policy import Policy as RoutingPolicy
-from sim.arena.policy import ArenaEndpoint, ArenaRequest, Attempted
+from sim.arena.policy import ArenaEndpoint, ArenaRequest, Attempted, Limits, Policy
 from sim.policies.base import ParameterError
 
 MODEL = "arena"
@@ -29,7 +29,7 @@ Forecaster = Callable[[Engine, float], Forecasts | None]
 """What a forecasting policy adds: called before each tick with the engine, whose windows it may read, and the time."""
 
 
-class Routecast:
+class Routecast(Policy):
     """The engine as a policy; with a `forecaster`, the engine and its forecasts."""
 
     def __init__(
@@ -44,6 +44,7 @@ class Routecast:
         self.stall_timeout_s = policy.attempts.stall_timeout_s
         self.probe_timeout_s = _PROBE_TIMEOUT_S
         self.tick_s = _TICK_S
+        self.limits = Limits(max_attempts=policy.attempts.max_attempts)
         self.engine = Engine(_catalogue(endpoints), policy, 0.0)
         self._attempts = policy.attempts
         self._forecaster = forecaster

@@ -50,7 +50,7 @@ class SMG(Baseline):
     name = "smg"
 
     def __init__(self, endpoints: int, settings: SMGSettings) -> None:
-        super().__init__(endpoints, settings)
+        super().__init__(endpoints, settings, attempts=1 + settings.retries)
         self.probe_timeout_s = settings.probe_timeout_s
         self._settings = settings
         self._failures = [0] * endpoints

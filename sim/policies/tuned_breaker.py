@@ -58,7 +58,7 @@ class TunedBreaker(Baseline):
     name = "tuned-breaker"
 
     def __init__(self, endpoints: int, settings: TunedBreakerSettings) -> None:
-        super().__init__(endpoints, settings)
+        super().__init__(endpoints, settings, attempts=1 + settings.retries)
         self._settings = settings
         self._log_ratio = log(max(settings.latency_ratio, 1e-9))
         self._breakers = [_Breaker(settings.window_s) for _ in range(endpoints)]

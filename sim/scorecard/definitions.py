@@ -161,6 +161,11 @@ def probe_share(run: Evidence) -> float | None:
     return probes / (probes + attempts) if probes + attempts else None
 
 
+def hedge_share(run: Evidence) -> float | None:
+    """Return the share of requests for which a second attempt was started beside one that waited."""
+    return float(np.mean(run.log.hedged)) if len(run.log.hedged) else None
+
+
 def cost_usd_per_1k(run: Evidence) -> float | None:
     """Return dollars per thousand requests, over all attempts and probes."""
     n = len(run.log.arrival_s)
@@ -205,8 +210,8 @@ METRICS: Mapping[str, Callable[[Evidence], float | None]] = {
     metric.__name__: metric
     for metric in (
         bad_per_1k, failed_per_1k, ttft_p95_ms, ttft_p99_ms, detect_s, missed, early_recall, lead_s,
-        false_failovers_per_day, needless_diversion, switches_per_day, probe_share, cost_usd_per_1k, recovery_delay_s,
-        requests,
+        false_failovers_per_day, needless_diversion, switches_per_day, probe_share, hedge_share, cost_usd_per_1k,
+        recovery_delay_s, requests,
     )
 }  # fmt: skip
 
@@ -221,7 +226,7 @@ def measure(run: Evidence) -> Metrics:
     for name, value in found.items():
         if value is not None and not np.isfinite(value):
             raise ValueError(f"{name}: expected a finite number or none, got {value}")
-    for name in ("missed", "early_recall", "needless_diversion", "probe_share"):
+    for name in ("missed", "early_recall", "needless_diversion", "probe_share", "hedge_share"):
         value = found[name]
         if value is not None and not 0 <= value <= 1:
             raise ValueError(f"{name}: expected a share in [0, 1], got {value}")

@@ -51,6 +51,7 @@ COLUMNS: Sequence[Column] = (
     Column("needless_diversion", "needl. %", 100, 2),
     Column("switches_per_day", "switch/d", decimals=0),
     Column("probe_share", "probe %", 100, 2),
+    Column("hedge_share", "hedge %", 100, 2),
     Column("cost_usd_per_1k", "$/1k", decimals=2),
     Column("recovery_delay_s", "back s", decimals=0),
 )

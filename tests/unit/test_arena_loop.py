@@ -13,9 +13,10 @@ from routing.outcomes import Outcome
 from sim.arena.fate import Fates
 from sim.arena.incidents import ArenaKind
 from sim.arena.log import Log
-from sim.arena.loop import ArenaInvariantError, run
+from sim.arena.loop import run
 from sim.arena.oracle import Oracle
-from sim.arena.policy import ArenaRequest, Attempted
+from sim.arena.policy import ArenaRequest, Attempted, Limits, Policy
+from sim.arena.referee import ArenaInvariantError
 from sim.arena.scenario import Arrivals, Endpoint, Scenario, Scripted
 from sim.arena.truth import World, make_world
 from sim.policies import NAMES, make
@@ -37,13 +38,14 @@ def world_of(*incidents: Scripted, seed: int = 1, deadline_s: float = 60.0, dura
     return make_world(scenario, seed)
 
 
-class Listener:
+class Listener(Policy):
     """Sends each attempt to the next endpoint, retries `retries` times after `backoff_s`, and notes what it hears."""
 
     name = "listener"
     stall_timeout_s = 5.0
     probe_timeout_s = 2.0
     tick_s = 10.0
+    limits = Limits()
 
     def __init__(self, *, retries: int = 1, backoff_s: float = 0.0, attempt_timeout_s: float = 10.0) -> None:
         self.attempt_timeout_s = attempt_timeout_s
@@ -247,10 +249,105 @@ class Lost(Listener):
         return 2
 
 
-@pytest.mark.parametrize(("policy", "message"), [(Listener(backoff_s=math.nan), "retry"), (Lost(), "does not exist")])
+@pytest.mark.parametrize(
+    ("policy", "message"), [(Listener(backoff_s=math.nan), "is to wait"), (Lost(), "does not exist")]
+)
 def test_check_catches_a_policy_that_breaks_the_rules(policy: Listener, message: str) -> None:
     with pytest.raises(ArenaInvariantError, match=message):
         run(world_of(whole(ArenaKind.ABRUPT)), policy, check=True)
+
+
+class Hedging(Listener):
+    """Hedges an attempt that has waited `after_s`, at the other endpoint."""
+
+    def __init__(self, after_s: float, *, retries: int = 0) -> None:
+        super().__init__(retries=retries)
+        self.after_s = after_s
+
+    def hedge_after_s(self, request: ArenaRequest, tried: Sequence[int], now: float) -> float | None:
+        return self.after_s
+
+    def hedge(self, request: ArenaRequest, tried: Sequence[int], now: float, draw: float) -> int | None:
+        assert 0 <= draw < 1
+        return 1 - tried[-1]
+
+
+def test_a_hedge_answers_for_an_attempt_that_hangs() -> None:
+    world, policy = world_of(whole(ArenaKind.HANG, probability=1)), Hedging(1.0)
+    log = run(world, policy, check=True)
+    early = log.arrival_s < 280
+    assert log.hedged[early].all()
+    assert set(log.attempts[early]) == {2}
+    assert log.ttft_s[early] == pytest.approx(1.0 + 0.4)
+    assert not log.failed.any()
+    lost = [end for end in policy.ends if end.outcome is Outcome.CANCELLED]
+    assert len(lost) == log.hedged.sum()
+    assert {end.endpoint for end in lost} == {0}
+    assert [end.latency_s for end in lost] == pytest.approx([1.4] * len(lost))
+    read, written = world.workload.input_tokens, world.workload.output_tokens
+    paid_usd = (read * 1 + (read + written) * 2) / 1e6
+    assert log.cost_usd[early] == pytest.approx(paid_usd[early]), "the loser has read the prompt"
+
+
+def test_the_first_attempt_may_win_too_and_its_hedge_is_called_off() -> None:
+    policy = Hedging(0.1)
+    log = run(world_of(), policy, check=True)
+    assert log.hedged.all()
+    assert set(log.attempts) == {2}
+    assert log.ttft_s == pytest.approx(np.full(len(log.first), 0.3))
+    lost = [end for end in policy.ends if end.outcome is Outcome.CANCELLED]
+    assert {end.endpoint for end in lost} == {1}
+    assert [end.latency_s for end in lost] == pytest.approx([0.2] * len(lost))
+
+
+def test_who_has_answered_or_failed_by_then_is_not_hedged() -> None:
+    for incidents, attempts in (((), 1), ((whole(ArenaKind.ABRUPT),), 2)):
+        log = run(world_of(*incidents), Hedging(0.5, retries=1), check=True)
+        assert not log.hedged.any()
+        assert set(log.attempts[log.arrival_s < 280]) == {attempts}
+
+
+def test_a_failure_beside_another_attempt_waits_for_it_and_only_then_is_retried() -> None:
+    """The hedge fails at once; the hanging attempt goes on until its timeout, and the retry is the third attempt."""
+    policy = Hedging(1.0, retries=2)
+    both = (whole(ArenaKind.HANG, probability=1), replace(whole(ArenaKind.ABRUPT), endpoint="b"))
+    log = run(world_of(*both), policy, check=True)
+    early = log.arrival_s < 250
+    assert set(log.attempts[early]) == {3}
+    assert log.failed[early].all()
+    ended = [(end.endpoint, end.outcome) for end in policy.ends if end.attempt_id.startswith("0.")]
+    assert ended == [(1, Outcome.SERVER_ERROR), (0, Outcome.TIMEOUT), (0, Outcome.TIMEOUT)]
+
+
+def test_a_policy_may_decline_a_hedge_when_its_time_comes() -> None:
+    class Declining(Hedging):
+        asked = 0
+
+        def hedge(self, request: ArenaRequest, tried: Sequence[int], now: float, draw: float) -> int | None:
+            self.asked += 1
+            return None
+
+    declining = Declining(1.0)
+    log = run(world_of(whole(ArenaKind.HANG, probability=1)), declining, check=True)
+    assert declining.asked == np.isnan(log.ttft_s).sum() > 700
+    assert not log.hedged.any()
+    assert set(log.attempts) == {1}
+
+
+def test_a_request_that_is_refused_may_wait_for_its_turn() -> None:
+    class Pausing(Listener):
+        def route(self, request: ArenaRequest, tried: Sequence[int], now: float, draw: float) -> int | None:
+            return None if now < request.time + 2.0 else 0
+
+        def wait_s(self, request: ArenaRequest, made: Sequence[Attempted], now: float, draw: float) -> float | None:
+            return 1.5
+
+    log = run(world_of(), Pausing(), check=True)
+    assert not log.failed.any()
+    assert log.ttft_s == pytest.approx(np.full(len(log.first), 3.3))
+    assert set(log.attempts) == {1}
+    late = run(world_of(deadline_s=1.0), Pausing(), check=True)
+    assert late.failed.all(), "nobody waits beyond the deadline"
 
 
 def test_two_policies_meet_the_same_luck() -> None:

@@ -23,6 +23,7 @@ def log_of(
     rate: int = 2,
     warned: Sequence[tuple[float, int, bool]] = (),
     probes: int = 0,
+    hedged: int = 0,
 ) -> Log:
     """A request every 1 / `rate` seconds, sent where `first` says, all answered after 0.4 s for 1 ¢."""
     arrival_s = np.arange(duration_s * rate) / rate
@@ -34,6 +35,7 @@ def log_of(
         first=np.array([first(float(t)) for t in arrival_s], dtype=np.int64),
         attempts=np.ones(n, dtype=np.int64),
         failed=np.zeros(n, dtype=np.bool_),
+        hedged=np.arange(n) < hedged,
         ttft_s=np.full(n, NORMAL_S),
         cost_usd=np.full(n, 0.01),
         probe_s=np.arange(probes, dtype=np.float64),
@@ -195,6 +197,11 @@ def test_a_switch_changes_the_endpoint_with_the_largest_share() -> None:
     assert definitions.switches_per_day(there_and_back) == pytest.approx(2 / 2000 * 86_400)
     canary = evidence(log_of(lambda t: 1 if int(t * 2) % 4 == 0 else 0))
     assert definitions.switches_per_day(canary) == 0
+
+
+def test_hedge_share_is_of_requests() -> None:
+    assert definitions.hedge_share(evidence(log_of(hedged=400))) == pytest.approx(0.1)
+    assert definitions.hedge_share(evidence(log_of())) == 0
 
 
 def test_probe_share_is_of_all_calls() -> None:
