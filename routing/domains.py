@@ -46,17 +46,16 @@ def domains_of(endpoints: Iterable[Endpoint]) -> tuple[Domain, ...]:
     """Return every domain of two parts or more, the widest kind first, then by name.
 
     A region of a single zone is that zone, and a provider of a single region that region: such a domain appears once,
-    under its widest kind. Locations count only where endpoints are in more than one.
+    under its widest kind. Locations count only where there are several, and several providers at one.
     """
     endpoints = sorted(endpoints, key=lambda e: e.id)
+    locations = _group(DomainKind.LOCATION, endpoints, lambda e: e.region, _company)
     found = [
-        *_group(DomainKind.LOCATION, endpoints, lambda e: e.region, _company),
+        *(place for place in locations if len(locations) > 1 and len(set(place.parts.values())) > 1),
         *_group(DomainKind.PROVIDER, endpoints, _company, lambda e: e.region),
         *_group(DomainKind.REGION, endpoints, lambda e: f"{_company(e)}/{e.region}", lambda e: e.zone),
         *_group(DomainKind.ZONE, endpoints, lambda e: f"{_company(e)}/{e.region}/{e.zone}", lambda e: e.id),
     ]
-    if len({e.region for e in endpoints}) < 2:
-        found = [domain for domain in found if domain.kind is not DomainKind.LOCATION]
     whole: dict[frozenset[str], Domain] = {}
     for domain in found:
         members = frozenset(domain.parts)

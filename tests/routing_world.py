@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import count, pairwise
 
-from routing.actions import Action, Finished, Probe, Transitioned
+from routing.actions import Action, DomainChanged, Finished, Probe, Transitioned
 from routing.attempts import RequestBudget, first_byte_timeout_s, refusal_to_retry
 from routing.engine import Engine
 from routing.health import State, Transition
@@ -129,10 +129,22 @@ class _Walk:
 
 
 class World:
-    """Providers by script, requests at a rate, one engine. `run` may be called again to continue."""
+    """Providers by script, requests at a rate, one engine. `run` may be called again to continue.
 
-    def __init__(self, scripts: Mapping[str, Script], policy: Policy | None = None, seed: int = 7) -> None:
+    `endpoints`, one for each script and in their order, says where they are; without it each is a provider of its own.
+    """
+
+    def __init__(
+        self,
+        scripts: Mapping[str, Script],
+        policy: Policy | None = None,
+        seed: int = 7,
+        endpoints: Iterable[Endpoint] = (),
+    ) -> None:
         self.engine = engine_of(*scripts, policy=policy)
+        if endpoints:
+            self.engine = Engine(Catalogue.of(endpoints), policy or Policy(), 0.0)
+        self.domains: list[DomainChanged] = []
         self.scripts = scripts
         self.now = 0.0
         self.transitions: list[Transition] = []
@@ -174,6 +186,7 @@ class World:
 
     def _do(self, actions: list[Action]) -> None:
         self.transitions += transitions_of(actions)
+        self.domains += [action for action in actions if isinstance(action, DomainChanged)]
         for action in actions:
             if isinstance(action, Probe):
                 self._probe(action.endpoint.id)
