@@ -32,7 +32,7 @@ def _attempts(world: World, name: str, start: float, end: float) -> int:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_f13_a_region_out_is_one_event_and_the_last_zone_fails_no_caller(seed: int) -> None:
+def test_f13_a_region_out_is_one_event_that_ends_the_harm_at_once(seed: int) -> None:
     world = _world(during(300, 420, BROKEN), seed)
     world.run(700, every_s=0.1)
     assert [(c.domain.name, c.is_down) for c in world.domains] == [("borealis/eu", True), ("borealis/eu", False)]
@@ -40,8 +40,9 @@ def test_f13_a_region_out_is_one_event_and_the_last_zone_fails_no_caller(seed: i
     assert 300 < down.time < 303
     assert 420 < up.time < 440
     moved = [t for t in world.transitions if t.event is Event.DOMAIN]
-    assert [(t.endpoint_id, t.note) for t in moved] == [("eu-c", "borealis/eu")]
-    assert _attempts(world, "eu-c", 300, 420) == 0, "it was moved before a caller could try it"
+    assert [(t.note, t.to_state) for t in moved] == [("borealis/eu", State.PROBING)]
+    assert all(_attempts(world, zone, down.time + 1e-6, 420) == 0 for zone in ZONES), "probes alone ask the region now"
+    assert sum(served.attempts > 1 for served in world.between(300, 420)) <= 4
     assert all(served.endpoint_id for served in world.served), "nobody got an error"
     during_outage = world.between(down.time + 1, 420)
     assert {served.endpoint_id for served in during_outage} == {"us-a"}
