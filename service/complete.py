@@ -7,17 +7,19 @@ sent stands, and nothing pretends to be the rest.
 import asyncio
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import msgspec
 
 from routing.model import Endpoint
 from routing.outcomes import Outcome
 from routing.policy import AttemptPolicy
+from service.config import Truncation
 from service.history import AttemptSink
 from service.providers.base import Adapter, AttemptFailed, Call, Chunk, Failure, Operation, Reply
 from service.router import Router
 from service.sessions import Session, SessionStore
+from service.truncation import fitted, least_tokens
 from service.walk import Attempt, Completion, Report, Walk
 from service.wire import (
     AnswerBuilder,
@@ -42,21 +44,52 @@ class Served:
 
 @dataclass(frozen=True, slots=True)
 class Begun:
-    """A stream begins: who serves it, at which attempt, and the headers of the provider's answer that matter."""
+    """A stream begins: who serves it, at which attempt, and the headers of the provider's answer that matter.
+    `dropped_messages` and `replayed` are those of the report to come.
+    """
 
     endpoint: Endpoint
     number: int
     decision_id: str
     headers: Mapping[str, str]
+    dropped_messages: int = 0
+    replayed: bool = False
 
 
 @dataclass(slots=True)
 class _Turn:
-    """A request joined with its session: the conversation to send, and the session to add the answer to."""
+    """A request joined with its session: the conversation to send, and the session to add the answer to. `cut` allows
+    dropping the oldest turns where a context window is too small for them all.
+    """
 
     completion: Completion
     session: Session | None
     new: Sequence[msgspec.Raw]
+    conversation: Sequence[msgspec.Raw] = ()
+    cut: bool = False
+    _dropped: dict[str, int] = field(default_factory=dict)
+
+    def dropped(self, endpoint: Endpoint) -> int:
+        """Return how many messages had to go for the call to `endpoint`."""
+        return self._dropped.get(endpoint.id, 0)
+
+    def call(self, endpoint: Endpoint) -> Call:
+        """Return the call as `endpoint` can take it."""
+        completion, window = self.completion, endpoint.context_window_tokens
+        fields = completion.fields
+        if self.cut and window is not None:
+            kept = fitted(self.conversation, window, fields)
+            if len(kept) < len(self.conversation):
+                self._dropped[endpoint.id] = len(self.conversation) - len(kept)
+                fields = {**fields, "messages": encode_array(kept)}
+        return Call(
+            operation=completion.operation,
+            fields=fields,
+            stream=completion.stream,
+            headers=completion.headers,
+            query=completion.query,
+            request_id=completion.request_id,
+        )
 
 
 class Completer:
@@ -91,7 +124,7 @@ class Completer:
                     # The transport watches connect, first byte and stalls; this bounds a reply that trickles.
                     async with asyncio.timeout(attempt.timeouts.first_byte_s):
                         reply = await self._adapter(attempt).send(
-                            _call(turn.completion), attempt.endpoint, attempt.timeouts
+                            turn.call(attempt.endpoint), attempt.endpoint, attempt.timeouts
                         )
                 except AttemptFailed as failed:
                     walk.failed(attempt, failed.failure)
@@ -106,6 +139,7 @@ class Completer:
                     walk.crashed(attempt, error)
                     raise
                 report = walk.succeeded(attempt, reply.status, reply.input_tokens, reply.output_tokens)
+                report = replace(report, dropped_messages=turn.dropped(attempt.endpoint))
                 if turn.session is not None:
                     self._sessions.answered(turn.session, turn.new, answer_message(reply.body), attempt.endpoint.id)
                 return Served(reply, report)
@@ -120,13 +154,19 @@ class Completer:
             while True:
                 attempt, answer = walk.begin(), AnswerBuilder()
                 try:
-                    async with aclosing(self._events(turn.completion, walk, attempt)) as events:
+                    async with aclosing(self._events(turn, walk, attempt)) as events:
                         input_tokens = output_tokens = None
                         begun = False
                         async for chunk in events:
                             if not begun:
                                 begun = True
-                                yield Begun(attempt.endpoint, attempt.number, attempt.decided.id, chunk.headers)
+                                yield Begun(
+                                    attempt.endpoint,
+                                    attempt.number,
+                                    attempt.decided.id,
+                                    chunk.headers,
+                                    turn.dropped(attempt.endpoint),
+                                )
                             if turn.session is not None:
                                 answer.add(chunk.data)
                             if chunk.input_tokens is not None:
@@ -148,18 +188,19 @@ class Completer:
                     walk.crashed(attempt, error)
                     raise
                 report = walk.succeeded(attempt, _OK, input_tokens, output_tokens)
+                report = replace(report, dropped_messages=turn.dropped(attempt.endpoint))
                 if turn.session is not None:
                     self._sessions.answered(turn.session, turn.new, answer.message(), attempt.endpoint.id)
                 yield report
                 return
 
-    async def _events(self, completion: Completion, walk: Walk, attempt: Attempt) -> AsyncGenerator[Chunk, None]:
+    async def _events(self, turn: _Turn, walk: Walk, attempt: Attempt) -> AsyncGenerator[Chunk, None]:
         """Yield one attempt's events, holding back all before the first one with content: until then it may still
         fail over.
         """
         held: list[Chunk] = []
         adapter = self._adapter(attempt)
-        async with aclosing(adapter.stream(_call(completion), attempt.endpoint, attempt.timeouts)) as chunks:
+        async with aclosing(adapter.stream(turn.call(attempt.endpoint), attempt.endpoint, attempt.timeouts)) as chunks:
             async with asyncio.timeout(attempt.timeouts.first_byte_s) as until_first:
                 async for chunk in chunks:
                     held.append(chunk)
@@ -189,31 +230,25 @@ class Completer:
                 session = await stack.enter_async_context(turn)
                 conversation = self._sessions.joined(session, new)
                 fields = {**fields, "messages": encode_array(conversation)}
+        cut = self._may_cut(completion) and bool(conversation)
         route = replace(
             completion.route,
             needs=needs(completion.operation, fields, stream=completion.stream),
-            input_tokens=estimated_tokens(conversation),
+            input_tokens=least_tokens(conversation) if cut else estimated_tokens(conversation),
             max_output_tokens=most_output_tokens(fields),
             affine_endpoint=session.endpoint_id if session is not None else "",
         )
-        return _Turn(replace(completion, fields=fields, route=route), session, new)
+        return _Turn(replace(completion, fields=fields, route=route), session, new, conversation, cut)
+
+    def _may_cut(self, completion: Completion) -> bool:
+        default = self._sessions.truncation if completion.session_id else Truncation.REFUSE
+        return (completion.truncation or default) is Truncation.DROP_OLDEST
 
     def _walk(self, completion: Completion) -> Walk:
         return Walk(self._router, self._record, completion, self._policy, self._replica)
 
     def _adapter(self, attempt: Attempt) -> Adapter:
         return self._adapters[attempt.endpoint.provider]
-
-
-def _call(completion: Completion) -> Call:
-    return Call(
-        operation=completion.operation,
-        fields=completion.fields,
-        stream=completion.stream,
-        headers=completion.headers,
-        query=completion.query,
-        request_id=completion.request_id,
-    )
 
 
 def _overdue(attempt: Attempt) -> Failure:

@@ -6,7 +6,7 @@ import logging
 import signal
 import ssl
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from random import Random
@@ -27,10 +27,11 @@ from service.providers.httpx_transport import HttpxTransport
 from service.providers.openai_compatible import OpenAICompatible
 from service.providers.transport import Transport
 from service.refresh import ScoringLink
-from service.router import Router
+from service.router import Listener, Router
 from service.rpc.router_service import RouterService
 from service.rpc.server import RpcServer
 from service.sessions import SessionStore
+from service.store.state import state_store
 from service.telemetry import Metrics
 
 log = logging.getLogger(__name__)
@@ -56,8 +57,9 @@ def _transport(upstream: Upstream) -> Transport:
 
 
 @asynccontextmanager
-async def running(config: Config) -> AsyncIterator[Ports]:
-    """Run a service within the block. Raises OSError when an address is taken.
+async def running(config: Config, listeners: Iterable[Listener] = ()) -> AsyncIterator[Ports]:
+    """Run a service within the block; `listeners` hear of all that its router learns. Raises OSError when an address is
+    taken.
 
     On leaving: health says NOT_SERVING, requests in flight finish within the drain period, history is made durable.
     """
@@ -72,7 +74,8 @@ async def running(config: Config) -> AsyncIterator[Ports]:
     )
     metrics = Metrics(lambda: engine.snapshot, writer.stats)
     sink = fan_out(writer.put, metrics.put)
-    router.listen(HistoryListener(sink, config.replica))
+    for listener in (HistoryListener(sink, config.replica), *listeners):
+        router.listen(listener)
 
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(asyncio.to_thread, writer.close, _HISTORY_CLOSE_S)
@@ -102,7 +105,8 @@ async def running(config: Config) -> AsyncIterator[Ports]:
             await _background(stack, link.run(), "scoring link")
         await _background(stack, _tick(router.tick), "tick")
 
-        sessions = SessionStore(config.sessions, clock)
+        state = await stack.enter_async_context(state_store(config, clock))
+        sessions = SessionStore(config.sessions, clock, state.conversations)
         completer = Completer(router, adapters, sessions, sink, policy.attempts, config.replica)
         base_urls = {provider.name: provider.base_url for provider in config.providers}
         limit = config.server.max_body_bytes

@@ -19,6 +19,7 @@ from routing.model import Endpoint, RouteRequest
 from routing.outcomes import Outcome
 from routing.pipeline import Decision
 from routing.policy import AttemptPolicy
+from service.config import Truncation
 from service.errors import (
     AttemptReport,
     AttemptsExhaustedError,
@@ -60,11 +61,16 @@ class Completion:
     session_id: str = ""
     headers: Mapping[str, str] = field(default_factory=dict)
     query: str = ""
+    idempotency_key: str = ""
+    truncation: Truncation | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What serving a request took. `cost_usd` is None when the provider did not count tokens."""
+    """What serving a request took. `cost_usd` is None when the provider did not count tokens. `dropped_messages` had to
+    go for the endpoint's context window. `replayed` tells that this is the answer to an earlier request with the same
+    idempotency key, whose report this is.
+    """
 
     request_id: str
     endpoint: Endpoint
@@ -74,6 +80,8 @@ class Report:
     cost_usd: float | None
     session_id: str
     time: float
+    dropped_messages: int = 0
+    replayed: bool = False
 
     @property
     def failed_over(self) -> bool:

@@ -21,6 +21,7 @@ from service.providers.base import Operation
 from service.providers.openai_compatible import OpenAICompatible
 from service.router import Router
 from service.sessions import SessionStore
+from service.store.state import state_store
 from service.walk import Completion, Report
 from sim.faults import FaultKind
 from sim.provider_server import Fault, ProviderFleet
@@ -71,9 +72,10 @@ async def parts(tmp_path: Path) -> AsyncIterator[Parts]:
         clock, policy = LeapingClock(), Policy(failback=FailbackPolicy(degraded_share=1e-9))
         router = Router(Engine(config.catalogue(), policy, clock.now()), clock, Random(5))
         adapters = {p.name: OpenAICompatible(p.base_url, transport) for p in config.providers}
-        sessions = SessionStore(config.sessions, clock)
-        completer = Completer(router, adapters, sessions, lambda _: None, policy.attempts, "test")
-        yield Parts(fleet, clock, router, completer)
+        async with state_store(config, clock) as state:
+            sessions = SessionStore(config.sessions, clock, state.conversations)
+            completer = Completer(router, adapters, sessions, lambda _: None, policy.attempts, "test")
+            yield Parts(fleet, clock, router, completer)
 
 
 async def test_f01_latency_past_its_threshold_moves_the_model_to_the_secondary(parts: Parts) -> None:
