@@ -5,19 +5,21 @@ Everything but the pick follows from the snapshot and the shape of the request. 
 snapshot and shape and remembered with the snapshot; a decision then is a look-up and a draw.
 """
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, groupby
 from math import inf, prod
 
 from routing.errors import UnknownModelError
 from routing.filters import HEALTH_FILTERS, REQUEST_FILTERS, Filter, key_refused
 from routing.health import State
-from routing.model import Catalogue, RegionPolicy, RouteRequest
+from routing.model import Catalogue, Objective, RegionPolicy, RouteRequest
 from routing.pickers import PICKER_OF, pick
 from routing.snapshot import Candidate, Facts, Snapshot
 
 _MOST_PLANS = 4096
+_NO_PREFERENCE = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,34 +93,55 @@ def _preference(candidate: Candidate, request: RouteRequest) -> int:
     well.
     """
     if candidate.facts.state not in (State.ACTIVE, State.UNKNOWN):
-        return 2
+        return _NO_PREFERENCE
     endpoint = candidate.facts.endpoint
     if request.preferred_provider:
-        return 0 if endpoint.provider == request.preferred_provider else 2
-    return 1 if request.affine_endpoint and endpoint.id == request.affine_endpoint else 2
+        return 0 if endpoint.provider == request.preferred_provider else _NO_PREFERENCE
+    return 1 if request.affine_endpoint and endpoint.id == request.affine_endpoint else _NO_PREFERENCE
 
 
-def _distance(candidate: Candidate, request: RouteRequest) -> tuple[bool, float]:
-    """Order by region where the request prefers one: its own first, then the others, the fastest of them first."""
-    facts = candidate.facts
-    if request.region_policy is not RegionPolicy.PREFER or facts.endpoint.region == request.region:
-        return False, 0.0
-    return True, inf if facts.latency_s is None else facts.latency_s
+def _shunned(candidates: Iterable[Candidate], request: RouteRequest) -> frozenset[tuple[str, str]]:
+    """Return the regions of providers where two endpoints have failed this very request already.
 
-
-def _shares(ranked: Sequence[Candidate], request: RouteRequest, favoured: int) -> list[float]:
-    """Divide a request's chance among ranked candidates.
-
-    Where the request prefers a region, the others get what the admissions of that region's candidates leave over.
+    The configured order may name a whole region before the first endpoint elsewhere, and attempts are few.
     """
-    picker = PICKER_OF[request.objective]
-    home = sum(not _distance(c, request)[0] for c in ranked[favoured:]) + favoured
-    if home in (0, len(ranked)):
-        return picker.shares(ranked, request.objective, favoured)
-    left = prod(1.0 - c.facts.admission for c in ranked[:home])
-    near = picker.shares(ranked[:home], request.objective, favoured)
-    far = picker.shares(ranked[home:], request.objective, 0)
-    return [share * (1.0 - left) for share in near] + [share * left for share in far]
+    tried = Counter(_place(c) for c in candidates if c.facts.endpoint.id in request.excluded)
+    return frozenset(place for place, times in tried.items() if times > 1)
+
+
+def _place(candidate: Candidate) -> tuple[str, str]:
+    endpoint = candidate.facts.endpoint
+    return endpoint.company or endpoint.provider, endpoint.region
+
+
+def _wish(candidate: Candidate, request: RouteRequest, shunned: Collection[tuple[str, str]]) -> tuple[int, int, float]:
+    """Return what orders candidates before their rank does: tier, preference, and, away from a preferred region, the
+    latency.
+
+    Tier 0 serves while its admissions last, tier 1, away from the region that the request prefers, what they leave
+    over, and tier 2, where the request has failed already, what is left then.
+    """
+    preference, facts = _preference(candidate, request), candidate.facts
+    if _place(candidate) in shunned:
+        return 2, preference, 0.0
+    is_home = request.region_policy is not RegionPolicy.PREFER or facts.endpoint.region == request.region
+    if is_home or preference < _NO_PREFERENCE:
+        return 0, preference, 0.0
+    return 1, preference, inf if facts.latency_s is None else facts.latency_s
+
+
+def _shares(ranked: Sequence[Candidate], wishes: Sequence[tuple[int, int, float]], objective: Objective) -> list[float]:
+    """Divide a request's chance among ranked candidates, tier after tier."""
+    picker = PICKER_OF[objective]
+    tiers = [list(group) for _, group in groupby(range(len(ranked)), key=lambda i: wishes[i][0])]
+    shares, left = [], 1.0
+    for tier in tiers:
+        members = [ranked[i] for i in tier]
+        over = 0.0 if tier is tiers[-1] else prod(1.0 - c.facts.admission for c in members)
+        favoured = sum(wishes[i][1] < _NO_PREFERENCE for i in tier)
+        shares += [left * (1.0 - over) * share for share in picker.shares(members, objective, favoured)]
+        left *= over
+    return shares
 
 
 def _despair(out: Considered) -> tuple[bool, float]:
@@ -168,9 +191,11 @@ def make_plan(snapshot: Snapshot, request: RouteRequest, now: float) -> Plan:
     if not eligible:
         return Plan(tuple(excluded), (), panic, free_at, valid_from, valid_until)
 
-    wishes = [(_preference(candidate, request), _distance(candidate, request)) for candidate in eligible]
-    ranked = [eligible[i] for i in sorted(range(len(eligible)), key=wishes.__getitem__)]
-    shares = _shares(ranked, request, favoured=sum(preference < 2 for preference, _ in wishes))
+    shunned = _shunned(rankings[request.objective], request)
+    wishes = [_wish(candidate, request, shunned) for candidate in eligible]
+    order = sorted(range(len(eligible)), key=wishes.__getitem__)
+    ranked = [eligible[i] for i in order]
+    shares = _shares(ranked, [wishes[i] for i in order], request.objective)
     considered = (*(Considered(c, share) for c, share in zip(ranked, shares, strict=True)), *excluded)
     return Plan(considered, tuple(accumulate(shares)), panic, None, valid_from, valid_until)
 

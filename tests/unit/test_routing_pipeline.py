@@ -356,3 +356,17 @@ def test_a_tenants_policy_excludes_providers_and_prices() -> None:
     }
     assert _chosen(decide(snapshot, replace(request, budget_usd=1.0), NOW, 0.0)) == "dear", "a plan is not mixed up"
     assert _chosen(decide(snapshot, replace(request, input_tokens=3000), NOW, 0.0)) == "", "nor one of another size"
+
+
+@pytest.mark.parametrize("objective", Objective)
+def test_f13_a_request_that_failed_twice_in_one_region_goes_elsewhere_next(objective: Objective) -> None:
+    def of(name: str, order: int, region: str) -> Facts:
+        return _facts(name, order, endpoint=endpoint(name, order, provider="borealis", region=region))
+
+    snapshot = _snapshot(of("eu-1", 0, "eu"), of("eu-2", 1, "eu"), of("eu-3", 2, "eu"), of("us-1", 3, "us"))
+    once = RouteRequest(MODEL, objective=objective, excluded=frozenset({"eu-1"}))
+    assert _shares(decide(snapshot, once, NOW, 0.0))["eu-2"] > 0, "one failure says little, the order holds"
+    twice = replace(once, excluded=frozenset({"eu-1", "eu-2"}))
+    assert _shares(decide(snapshot, twice, NOW, 0.0)) == {"us-1": 1.0, "eu-3": 0.0}
+    thrice = replace(once, excluded=frozenset({"eu-1", "eu-2", "us-1"}))
+    assert _chosen(decide(snapshot, thrice, NOW, 0.0)) == "eu-3", "it is not forbidden, it is the last resort"
