@@ -30,7 +30,8 @@ __all__ = [
 # Outcomes by which an endpoint has failed its caller. A cancelled attempt or a caller's own error says nothing about
 # the endpoint, and refused credentials are ours to mend: those three count neither as success nor as failure.
 FAILURE_OUTCOMES = (
-    "server_error", "timeout", "connect_error", "stalled", "truncated", "malformed", "rate_limited",
+    "server_error", "timeout", "connect_error", "stalled", "truncated", "malformed", "empty", "refused_format",
+    "rate_limited",
 )  # fmt: skip
 
 _Text = Annotated[str, "VARCHAR"]

@@ -14,16 +14,20 @@ _HARD_WEIGHT = 1.5
 class FailureDetector:
     """The evidence against one endpoint, in nats. O(1) per outcome; weights are set by `learn`."""
 
-    __slots__ = ("_against", "_failing_rate", "_for", "evidence")
+    __slots__ = ("_against", "_failing_rate", "_for", "_learned", "evidence")
 
     def __init__(self, failing_rate: float, normal_rate: float) -> None:
         self._failing_rate = failing_rate
         self.evidence = 0.0
+        self._learned = (0.0, 0.0)
         self.learn(normal_rate)
 
     def learn(self, normal_rate: float) -> None:
         """Set the failure rate that is normal for this endpoint, in (0, 1)."""
         normal_rate = min(normal_rate, self._failing_rate / 2)
+        if (normal_rate, self._failing_rate) == self._learned:
+            return
+        self._learned = (normal_rate, self._failing_rate)
         self._against = log(self._failing_rate / normal_rate)
         self._for = log((1 - normal_rate) / (1 - self._failing_rate))
 

@@ -11,7 +11,7 @@ from routing import failback, reflex
 from routing.actions import Action, DomainChanged, Finished, Probe, Transitioned
 from routing.budget import Budgets
 from routing.domains import DomainWatch, Outage
-from routing.errors import UnknownEndpointError
+from routing.errors import CatalogueError, UnknownEndpointError
 from routing.forecasts import ForecastDesk, Forecasts
 from routing.health import Cause, Event, Health, State
 from routing.model import Catalogue
@@ -24,6 +24,7 @@ from routing.window import Window
 _SLOW_CHECK_S = 0.05
 _OPERATOR = Cause("operator", 1.0, 1.0)
 _IN_SERVICE = frozenset({State.ACTIVE, State.UNKNOWN, State.CANARY})
+_WATCHED = _IN_SERVICE | {State.DEGRADED}
 
 
 class Engine:
@@ -74,6 +75,7 @@ class Engine:
         self._domains.adopt(policy.domains)
         for live in self._live.values():
             live.detector.adopt(policy.reflex.failing_rate)
+            live.quality.adopt(policy.reflex.failing_rate)
         self._table.publish(policy.failback, now)
 
     def hang_limit_s(self, endpoint_id: str, now: float, *, streamed: bool) -> float | None:
@@ -94,13 +96,14 @@ class Engine:
         """An attempt was sent; `streamed` tells whether its first byte comes before the whole reply."""
         self._of(endpoint_id).window.started(attempt_id, now, streamed=streamed)
 
-    def first_byte(self, endpoint_id: str, attempt_id: str) -> None:
+    def first_byte(self, endpoint_id: str, attempt_id: str, now: float) -> None:
         """The attempt's first byte of payload arrived."""
-        self._of(endpoint_id).window.first_byte(attempt_id)
+        self._of(endpoint_id).window.first_byte(attempt_id, now)
 
     def finished(self, result: Finished, now: float) -> list[Action]:
         """An attempt on live traffic ended."""
         live = self._of(result.endpoint_id)
+        was_lost = live.window.was_given_up(result.attempt_id)
         started = self._observe(live, result, now)
         is_current = started >= live.health.evidence_from
         signal = TRAITS[result.outcome].signal
@@ -108,9 +111,11 @@ class Engine:
             return self._limited(live, result.retry_after_s, now)
         if signal is Signal.CREDENTIAL and live.credentials.refused(result.tenant, now):
             self._table.patch(live, self.policy.failback, now)
-        if signal is Signal.FAILURE and is_current:
+        if TRAITS[result.outcome].failed and is_current and not was_lost:
             return self._failed(live, result.outcome, now)
         if signal is Signal.SUCCESS:
+            if was_lost and is_current:
+                self._found_again(live)
             self._domains.served(result.endpoint_id, started)
             if live.credentials.accepted(result.tenant):
                 self._table.patch(live, self.policy.failback, now)
@@ -118,16 +123,30 @@ class Engine:
         return []
 
     def _failed(self, live: Live, outcome: Outcome, now: float) -> list[Action]:
-        hard = TRAITS[outcome].hard
-        live.detector.failed(hard=hard)
         live.health.step_failures += 1
-        cause = reflex.breach(live.window, live.detector, outcome, self.policy.reflex, now, hard=hard)
+        if TRAITS[outcome].signal is Signal.QUALITY:
+            live.quality.failed(hard=False)
+            peers = [
+                self._live[e.id].window for e in self.catalogue.by_model[live.endpoint.model] if e != live.endpoint
+            ]
+            cause = reflex.poor_breach(live.window, live.quality, outcome, peers, self.policy.reflex, now)
+        else:
+            hard = TRAITS[outcome].hard
+            live.detector.failed(hard=hard)
+            cause = reflex.breach(live.window, live.detector, outcome, self.policy.reflex, now, hard=hard)
         return self._raise(live, Event.BREACH, cause, now) if cause else []
+
+    @staticmethod
+    def _found_again(live: Live) -> None:
+        """An attempt that was counted as failed for hanging has succeeded after all."""
+        live.detector.retract()
+        live.health.step_failures = max(0, live.health.step_failures - 1)
 
     def _succeeded(self, live: Live, now: float, *, is_current: bool) -> list[Action]:
         health = live.health
         live.quota.succeeded(now)
         live.detector.succeeded()
+        live.quality.succeeded()
         if health.state is State.UNKNOWN:
             return self._raise(live, Event.PROVEN, Cause("successes", 1.0, 1.0), now)
         if health.state is State.CANARY and is_current:
@@ -135,12 +154,18 @@ class Engine:
         return self._check_slow(live, now)
 
     def _check_slow(self, live: Live, now: float) -> list[Action]:
-        """Look at latency at most every 50 ms: it moves over seconds, and a busy endpoint ends attempts every
-        millisecond.
+        """Look at latency, pace and waits at most every 50 ms: they move over seconds, and a busy endpoint ends
+        attempts every millisecond.
         """
-        if live.health.state not in _IN_SERVICE or now - live.slow_checked_at < _SLOW_CHECK_S:
+        if live.health.state not in _WATCHED or now - live.slow_checked_at < _SLOW_CHECK_S:
             return []
         live.slow_checked_at = now
+        for sent in reflex.lost(live.window, self.policy.reflex, now):
+            # What hangs for long has failed, whatever it will end as: its timeout would come too late for the others.
+            if sent >= live.health.evidence_from and (ejected := self._failed(live, Outcome.TIMEOUT, now)):
+                return ejected
+        if live.health.state not in _IN_SERVICE:
+            return []
         cause = reflex.slow(live.window, self.policy.reflex, now, live.health.evidence_from)
         return self._degrade(live, Event.SLOW, cause, now) if cause else []
 
@@ -229,6 +254,15 @@ class Engine:
         """Let a drained endpoint come back, by probes and plan as after an outage. `note` says who and why."""
         return self._raise(self._of(endpoint_id), Event.RESTORE, _OPERATOR, now, note)
 
+    def switch(self, model: str, endpoint_id: str, now: float) -> None:
+        """Send the model's traffic to one of its endpoints, whatever the objective, while it is in service; "" ends
+        that. Raises UnknownModelError, and CatalogueError for an endpoint that does not serve the model.
+        """
+        served_by = [e.id for e in self.catalogue.endpoints_for(model)]
+        if endpoint_id and endpoint_id not in served_by:
+            raise CatalogueError(f"{endpoint_id!r} does not serve {model!r}; these do: {', '.join(served_by)}")
+        self._table.pin(model, endpoint_id, now)
+
     def tick(self, now: float) -> list[Action]:
         """Let time pass: end holds, advance returns, notice hangs, ask for probes, and publish a fresh snapshot."""
         actions: list[Action] = []
@@ -241,6 +275,7 @@ class Engine:
         health = live.health
         failback.forgive(health, self.policy.reflex, now)
         live.detector.learn(reflex.normal_failure_rate(live.window, self.policy.reflex, now))
+        live.quality.learn(reflex.normal_poor_rate(live.window, self.policy.reflex, now))
         actions = self._check_slow(live, now)
         if health.state is State.DEGRADED:
             actions += self._calm(live, now)
@@ -305,7 +340,7 @@ class Engine:
         match transition.to_state:
             case State.EJECTED:
                 failback.start_ejection(health, self.policy.reflex, now)
-                live.detector.clear()
+                live.forget()
             case State.DEGRADED if event is Event.LIMITED:
                 failback.start_limited(health)
             case State.DEGRADED:
@@ -317,7 +352,7 @@ class Engine:
                 failback.advance(health, now)
             case State.CANARY:
                 failback.start_canary(health, now)
-                live.detector.clear()
+                live.forget()
             case State.PROBING:
                 failback.start_probing(health)
             case _:

@@ -24,7 +24,11 @@ class InFlight:
         return len(self._sent)
 
     def started(self, attempt_id: str, now: float, *, streamed: bool) -> None:
-        """An attempt was sent; `streamed` tells whether its first byte comes before the whole reply."""
+        """An attempt was sent; `streamed` tells whether its first byte comes before the whole reply. An id in flight
+        begins again.
+        """
+        if attempt_id in self._sent:
+            self.ended(attempt_id, now)
         self._sent[attempt_id] = now
         self._waiting[streamed][attempt_id] = now
 
@@ -37,11 +41,16 @@ class InFlight:
 
     def ended(self, attempt_id: str, now: float) -> float:
         """The attempt ended; return when it was sent (`now` for one that is not known)."""
+        # It is in one of the three; a stream has had its first byte as a rule.
         if self._streaming.pop(attempt_id, None) is None and self._waiting[_STREAMED].pop(attempt_id, None) is None:
             self._waiting[_WHOLE].pop(attempt_id, None)
         if self._lost:
             self._lost.discard(attempt_id)
         return self._sent.pop(attempt_id, now)
+
+    def oldest(self, now: float) -> float:
+        """Return when the first of these attempts was sent; `now` without one."""
+        return next(iter(self._sent.values()), now)
 
     def waiting(self, *, streamed: bool) -> Collection[float]:
         """Return when each attempt that waits for its first byte was sent."""

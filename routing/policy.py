@@ -34,10 +34,13 @@ class ReflexPolicy:
     An endpoint is ejected when the evidence that it fails `failing_rate` of its attempts, rather than its own normal
     rate (`normal_rate` at least), is so strong that chance would produce it once per `false_alarm_every_s` (see
     `detector.py`); at once when it cannot be reached and has served nothing for `silence_s`. It is degraded when its
-    latency is `latency_ratio` times its own baseline and `latency_z` standard errors above it over at least
-    `min_latency_samples`, or when `min_hanging` attempts have waited for a first byte longer than `hang_ratio` times
-    its 95th percentile (never less than `hang_floor_s`). An ejection lasts `ejection_s`, doubled with each relapse up
-    to `max_ejection_s`; `forgive_s` without one takes a doubling back.
+    latency is `latency_ratio` times its own baseline, or its seconds per output token `pace_ratio` times, and
+    `latency_z` standard errors above it over at least `min_latency_samples`. It is degraded, too, when attempts are
+    overdue: `min_hanging` of them and `overdue_share` of those that came in the same time. A first byte is overdue
+    after `hang_ratio` times its 95th percentile, the end of a stream after `pace_ratio` times its own (never before
+    `hang_floor_s`). After `lost_ratio` times that wait for a first byte an attempt counts as a failure. Poor answers
+    eject by the same evidence as failures, each kind against its own normal. An ejection lasts `ejection_s`, doubled
+    with each relapse up to `max_ejection_s`; `forgive_s` without one takes a doubling back.
     """
 
     failing_rate: float = 0.3
@@ -50,6 +53,9 @@ class ReflexPolicy:
     hang_ratio: float = 4.0
     hang_floor_s: float = 1.0
     min_hanging: int = 2
+    overdue_share: float = 0.1
+    lost_ratio: float = 2.0
+    pace_ratio: float = 3.0
     ejection_s: float = 5.0
     max_ejection_s: float = 60.0
     forgive_s: float = 120.0
@@ -62,8 +68,10 @@ class ReflexPolicy:
         _check(0 < self.normal_rate < 1, self, "normal_rate", "a fraction in (0, 1)")
         expected = f"a fraction of at least twice normal_rate ({self.normal_rate}) and below 1"
         _check(2 * self.normal_rate <= self.failing_rate < 1, self, "failing_rate", expected)
-        for name in ("latency_ratio", "hang_ratio"):
+        for name in ("latency_ratio", "hang_ratio", "pace_ratio"):
             _check(1 < getattr(self, name) < inf, self, name, "a ratio above 1")
+        _check(1 <= self.lost_ratio < inf, self, "lost_ratio", "a ratio of 1 or more")
+        _check(0 < self.overdue_share < 1, self, "overdue_share", "a fraction in (0, 1)")
         _check(0 <= self.latency_z < inf, self, "latency_z", "0 or more standard errors")
 
 

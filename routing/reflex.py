@@ -1,12 +1,18 @@
-"""The reflex: which observations cross which threshold. Reads a window and a detector; runs on every observation."""
+"""The reflex: which observations cross which threshold. Reads a window and a detector; runs on every observation.
 
-from math import log, sqrt
+Each signal is judged against the endpoint's own normal of that signal: failures, poor answers, latency, pace, and the
+attempts in flight that are overdue.
+"""
 
+from collections.abc import Iterable
+from math import ceil, log, sqrt
+
+from routing.counts import Counter, Shift, Sums
 from routing.detector import FailureDetector
 from routing.health import Cause
-from routing.outcomes import Outcome
+from routing.outcomes import TRAITS, Outcome
 from routing.policy import ReflexPolicy
-from routing.window import Counter, Window
+from routing.window import SECONDS, Window
 
 SPAN_S = 15
 RATE_SPAN_S = 60
@@ -15,11 +21,23 @@ _MIN_HANG_SAMPLES = 20
 
 
 def normal_failure_rate(window: Window, policy: ReflexPolicy, now: float) -> float:
-    """Return the failure rate that is normal for the endpoint: its baseline's, drawn towards the policy's, never
-    below it.
+    """Return the failure rate that is normal for the endpoint, poor answers apart: its baseline's, drawn towards the
+    policy's, never below it.
     """
     baseline = window.baseline(now)
-    rate = (baseline.failures + _FORGOTTEN * policy.normal_rate) / (baseline.judged + _FORGOTTEN)
+    return _normal(baseline.failures - baseline[Counter.POOR_ANSWER], baseline, policy)
+
+
+def normal_poor_rate(window: Window, policy: ReflexPolicy, now: float) -> float:
+    """Return the rate of poor answers that is normal for the endpoint, found as that of failures."""
+    baseline = window.baseline(now)
+    return _normal(baseline[Counter.POOR_ANSWER], baseline, policy)
+
+
+def _normal(count: float, baseline: Sums, policy: ReflexPolicy) -> float:
+    if not count:
+        return policy.normal_rate
+    rate = (count + _FORGOTTEN * policy.normal_rate) / (baseline.judged + _FORGOTTEN)
     return max(rate, policy.normal_rate)
 
 
@@ -29,25 +47,59 @@ def breach(
     """Return what ejects the endpoint after a failure that the detector has just been told of, or None."""
     if hard and now - window.last_ok_at > policy.silence_s:
         return Cause(outcome.value, 1.0, 1.0)
+    return _evidence("failure_evidence", window, detector, policy, now)
+
+
+def poor_breach(
+    window: Window,
+    detector: FailureDetector,
+    outcome: Outcome,
+    peers: Iterable[Window],
+    policy: ReflexPolicy,
+    now: float,
+) -> Cause | None:
+    """Return what ejects the endpoint after a poor answer that its detector of those has just been told of, or None.
+
+    `peers` are the windows of the model's other endpoints. Some requests end so wherever they are sent, and a retry
+    takes them from one endpoint to the next: where two others (or all there are) gave half as many poor answers in the
+    last minute, the requests are to blame.
+    """
+    cause = _evidence("quality_evidence", window, detector, policy, now)
+    if cause is None or not TRAITS[outcome].hinges_on_request:
+        return cause
+    most = window.sums(now, RATE_SPAN_S)[Counter.POOR_ANSWER] / 2
+    alike = [peer.sums(now, RATE_SPAN_S)[Counter.POOR_ANSWER] >= most for peer in peers]
+    return None if alike and sum(alike) >= min(2, len(alike)) else cause
+
+
+def _evidence(metric: str, window: Window, detector: FailureDetector, policy: ReflexPolicy, now: float) -> Cause | None:
     attempts_per_s = window.sums(now, RATE_SPAN_S).judged / RATE_SPAN_S
     threshold = detector.threshold(attempts_per_s, policy.false_alarm_every_s)
-    if detector.evidence >= threshold:
-        return Cause("failure_evidence", detector.evidence, threshold)
-    return None
+    return Cause(metric, detector.evidence, threshold) if detector.evidence >= threshold else None
 
 
 def slow(window: Window, policy: ReflexPolicy, now: float, evidence_from: float) -> Cause | None:
-    """Return what degrades the endpoint for its latency or for attempts that hang, or None."""
+    """Return what degrades the endpoint for its latency, its pace or attempts that are overdue, or None."""
     span_s = min(SPAN_S, int(now) - int(evidence_from))
     if span_s >= 1:
         shift = window.latency_shift(now, span_s)
-        if (
-            shift.samples >= policy.min_latency_samples
-            and shift.ratio >= policy.latency_ratio
-            and log(shift.ratio) >= policy.latency_z * shift.standard_error
-        ):
+        if _stands_out(shift, policy.latency_ratio, policy):
             return Cause("latency_ratio", shift.ratio, policy.latency_ratio)
-    return _hanging(window, policy, now)
+        shift = window.pace_shift(now, span_s)
+        if _stands_out(shift, policy.pace_ratio, policy):
+            return Cause("pace_ratio", shift.ratio, policy.pace_ratio)
+    # What was sent a moment ago is not overdue, so the cheap test comes first.
+    if window.oldest_s(now) <= policy.hang_floor_s:
+        return None
+    return _hanging(window, policy, now, evidence_from) or _crawling(window, policy, now, evidence_from)
+
+
+def _stands_out(shift: Shift, ratio: float, policy: ReflexPolicy) -> bool:
+    return (
+        shift.samples >= policy.min_latency_samples
+        and shift.ratio >= ratio
+        and log(shift.ratio) >= policy.latency_z * shift.standard_error
+    )
 
 
 def hang_limit_s(window: Window, policy: ReflexPolicy, now: float, *, streamed: bool) -> float | None:
@@ -60,23 +112,99 @@ def hang_limit_s(window: Window, policy: ReflexPolicy, now: float, *, streamed: 
     return None if usual_s is None else max(policy.hang_floor_s, policy.hang_ratio * usual_s)
 
 
-def _hanging(window: Window, policy: ReflexPolicy, now: float) -> Cause | None:
+def crawl_limit_s(window: Window, policy: ReflexPolicy, now: float) -> float | None:
+    """Return the time from a stream's first byte beyond which it crawls; None while the endpoint's own normal is not
+    known.
+    """
+    if window.baseline(now)[Counter.PACE_N] < _MIN_HANG_SAMPLES:
+        return None
+    usual_s = window.generation_quantile(0.95, now)
+    return None if usual_s is None else max(policy.hang_floor_s, policy.pace_ratio * usual_s)
+
+
+def lost(window: Window, policy: ReflexPolicy, now: float) -> list[float]:
+    """Give up the attempts that have waited so long for a first byte that they count as failed; return when each was
+    sent, each attempt once.
+
+    That an endpoint is slow is no failure: the wait is twice what degrades it, and what ends well after all is taken
+    back.
+    """
+    found: list[float] = []
+    if window.oldest_s(now) <= policy.lost_ratio * policy.hang_floor_s:
+        return found
     for streamed in (True, False):
-        since = window.waiting_since(streamed=streamed)
-        # The oldest ones decide, so the cheap test comes first.
-        if len(since) < policy.min_hanging or now - since[policy.min_hanging - 1] <= policy.hang_floor_s:
-            continue
-        limit_s = hang_limit_s(window, policy, now, streamed=streamed)
-        if limit_s is not None and now - since[policy.min_hanging - 1] > limit_s:
-            return Cause("waiting_s", now - since[0], limit_s)
+        oldest = next(iter(window.waiting(streamed=streamed)), now)
+        if now - oldest > policy.lost_ratio * policy.hang_floor_s:
+            limit_s = hang_limit_s(window, policy, now, streamed=streamed)
+            if limit_s is not None:
+                found += window.give_up(now, policy.lost_ratio * limit_s, streamed=streamed)
+    return found
+
+
+def _hanging(window: Window, policy: ReflexPolicy, now: float, since: float) -> Cause | None:
+    for streamed in (True, False):
+        waiting = window.waiting(streamed=streamed)
+        if now - next(iter(waiting), now) > policy.hang_floor_s:
+            limit_s = hang_limit_s(window, policy, now, streamed=streamed)
+            served = Counter.TTFT_N if streamed else Counter.REPLY_N
+            cause = _overdue("waiting_s", waiting, limit_s, window, served, policy, now, since)
+            if cause is not None:
+                return cause
+    return None
+
+
+def _crawling(window: Window, policy: ReflexPolicy, now: float, since: float) -> Cause | None:
+    streams = window.streaming()
+    if now - next(iter(streams), now) <= policy.hang_floor_s:
+        return None
+    limit_s = crawl_limit_s(window, policy, now)
+    return _overdue("streaming_s", streams, limit_s, window, Counter.TTFT_N, policy, now, since)
+
+
+def _overdue(
+    metric: str,
+    begun: Iterable[float],
+    limit_s: float | None,
+    window: Window,
+    served: Counter,
+    policy: ReflexPolicy,
+    now: float,
+    since: float,
+) -> Cause | None:
+    """Return the cause when too many of what began at the times `begun`, oldest first and not before `since`, runs
+    longer than `limit_s`.
+
+    Too many is a share of those that came in the same time, which is that of the ones served within the limit and of
+    these: a busy endpoint always has some that take unusually long.
+    """
+    if limit_s is None or now - next(iter(begun)) <= limit_s:
+        return None
+    within = window.sums(now, min(SECONDS, ceil(limit_s)))[served]
+    needed = max(policy.min_hanging, policy.overdue_share / (1 - policy.overdue_share) * within)
+    count, oldest = 0, now
+    for time in begun:
+        if now - time <= limit_s:
+            return None
+        if time >= since:
+            count, oldest = count + 1, min(oldest, time)
+            if count >= needed:
+                return Cause(metric, now - oldest, limit_s)
     return None
 
 
 def still_slow(window: Window, policy: ReflexPolicy, now: float) -> bool:
-    """Tell whether a slow endpoint has not recovered yet: its ratio must fall to the threshold's square root
-    (hysteresis).
+    """Tell whether a slow endpoint has not recovered yet: ratios must fall to their threshold's square root
+    (hysteresis), and nothing may be overdue.
+
+    Streams that began more than twice the limit ago tell of the past, however long they crawl on.
     """
-    shift = window.latency_shift(now, SPAN_S)
-    return (shift.samples > 0 and shift.ratio >= sqrt(policy.latency_ratio)) or _hanging(
-        window, policy, now
-    ) is not None
+    for shift, ratio in (
+        (window.latency_shift(now, SPAN_S), policy.latency_ratio),
+        (window.pace_shift(now, SPAN_S), policy.pace_ratio),
+    ):
+        if shift.samples > 0 and shift.ratio >= sqrt(ratio):
+            return True
+    if _hanging(window, policy, now, 0.0) is not None:
+        return True
+    limit_s = crawl_limit_s(window, policy, now)
+    return limit_s is not None and _crawling(window, policy, now, now - 2 * limit_s) is not None

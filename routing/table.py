@@ -30,6 +30,7 @@ class Live:
     window: Window
     health: Health
     detector: FailureDetector
+    quality: FailureDetector
     facts: Facts
     quota: Quota = field(default_factory=Quota)
     credentials: Credentials = field(default_factory=Credentials)
@@ -38,9 +39,14 @@ class Live:
     @classmethod
     def new(cls, endpoint: Endpoint, policy: Policy, now: float) -> "Live":
         """Return the state of an endpoint of which nothing is known."""
-        detector = FailureDetector(policy.reflex.failing_rate, policy.reflex.normal_rate)
+        detector, quality = (FailureDetector(policy.reflex.failing_rate, policy.reflex.normal_rate) for _ in range(2))
         facts = Facts(endpoint, State.UNKNOWN, 1.0, 0.0, 0.0, None, 1.0, 0, None)
-        return cls(endpoint, Window(), Health(endpoint.id, entered_at=now), detector, facts)
+        return cls(endpoint, Window(), Health(endpoint.id, entered_at=now), detector, quality, facts)
+
+    def forget(self) -> None:
+        """Drop the evidence against the endpoint: a new chance begins."""
+        self.detector.clear()
+        self.quality.clear()
 
 
 class RoutingTable:
@@ -54,6 +60,7 @@ class RoutingTable:
             model: min((e.context_window_tokens or inf for e in endpoints), default=inf)
             for model, endpoints in catalogue.by_model.items()
         }
+        self.pinned: Mapping[str, str] = {}
         self.snapshot = Snapshot(0, now, {}, "", desk.threshold(), windows)
 
     def publish(self, failback_policy: FailbackPolicy, now: float) -> None:
@@ -66,6 +73,12 @@ class RoutingTable:
         """Make one endpoint's change visible to the very next decision; its peers' counts wait for the tick."""
         live.facts = self._facts(live, failback_policy, now)
         self._swap((live.endpoint.model,), now)
+
+    def pin(self, model: str, endpoint_id: str, now: float) -> None:
+        """Put one endpoint of the model before all others from the next decision on; "" ends that."""
+        others = {name: pinned for name, pinned in self.pinned.items() if name != model}
+        self.pinned = {**others, model: endpoint_id} if endpoint_id else others
+        self._swap((model,), now)
 
     def _facts(self, live: Live, failback_policy: FailbackPolicy, now: float) -> Facts:
         window, quota = live.window, live.quota
@@ -98,5 +111,12 @@ class RoutingTable:
         current = self._desk.in_force(now)
         forecaster = current.forecaster if current else ""
         self.snapshot = Snapshot(
-            self.snapshot.version + 1, now, ranked, forecaster, self._desk.threshold(), self.snapshot.windows, barring
+            self.snapshot.version + 1,
+            now,
+            ranked,
+            forecaster,
+            self._desk.threshold(),
+            self.snapshot.windows,
+            barring,
+            self.pinned,
         )

@@ -7,162 +7,26 @@ may interleave.
 """
 
 from array import array
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
-from enum import IntEnum
+from collections.abc import Collection, Iterator
 from itertools import chain
-from math import exp, inf, log, sqrt
+from math import inf, log
 
+from routing.counts import COUNTER_OF, MIN_BASELINE, NO_SHIFT, NOTHING, Counter, Shift, Sums, shift_of
 from routing.flight import InFlight
 from routing.outcomes import TRAITS, Outcome, Signal
+from routing.ring import Ring
 from routing.sketch import QuantileSketch
 
 SECONDS = 300
 MINUTES = 60
-_MIN_BASELINE = 20
 _SHORTEST_S = 1e-4
 _LOG_SLOW = log(2.5)
 # The pace of a shorter answer tells more of the network than of the model.
 _MIN_PACE_TOKENS = 16
 
 
-class Counter(IntEnum):
-    """What is counted. Latency is kept in two channels, because a whole reply takes longer than a stream's first
-    byte; pace is the seconds a stream takes per output token. A channel is its number of values, the sum of their
-    logarithms and that of the squares, in this order.
-    """
-
-    STARTED = 0
-    OK = 1
-    SERVER_ERROR = 2
-    TIMEOUT = 3
-    CONNECT_ERROR = 4
-    RATE_LIMITED = 5
-    BROKEN = 6
-    NEUTRAL = 7
-    TTFT_N = 8
-    TTFT_LOG = 9
-    TTFT_LOG_SQ = 10
-    REPLY_N = 11
-    REPLY_LOG = 12
-    REPLY_LOG_SQ = 13
-    SLOW = 14
-    OUTPUT_TOKENS = 15
-    GENERATION_S = 16
-    PACE_N = 17
-    PACE_LOG = 18
-    PACE_LOG_SQ = 19
-    POOR_ANSWER = 20
-
-
-_WIDTH = len(Counter)
-_ROW_BYTES = 8 * _WIDTH
 _LATENCY = (Counter.TTFT_N, Counter.REPLY_N)
 _PACE = (Counter.PACE_N,)
-
-COUNTER_OF: dict[Outcome, Counter] = {
-    Outcome.OK: Counter.OK,
-    Outcome.SERVER_ERROR: Counter.SERVER_ERROR,
-    Outcome.TIMEOUT: Counter.TIMEOUT,
-    Outcome.CONNECT_ERROR: Counter.CONNECT_ERROR,
-    Outcome.RATE_LIMITED: Counter.RATE_LIMITED,
-    Outcome.STALLED: Counter.BROKEN,
-    Outcome.TRUNCATED: Counter.POOR_ANSWER,
-    Outcome.MALFORMED: Counter.POOR_ANSWER,
-    Outcome.EMPTY: Counter.POOR_ANSWER,
-    Outcome.REFUSED_FORMAT: Counter.POOR_ANSWER,
-    Outcome.AUTH_ERROR: Counter.NEUTRAL,
-    Outcome.CLIENT_ERROR: Counter.NEUTRAL,
-    Outcome.CANCELLED: Counter.NEUTRAL,
-}
-
-
-class _Ring:
-    """Running totals as they stood at the end of each of the last `length` periods."""
-
-    __slots__ = ("_length", "_rows", "newest")
-
-    def __init__(self, length: int) -> None:
-        self._length = length
-        self._rows = array("d", bytes(_ROW_BYTES * length))
-        self.newest = 0
-
-    def advance(self, period: int, totals: "array[float]") -> None:
-        """Close every period before `period` with `totals`."""
-        for closed in range(max(self.newest, period - self._length), period):
-            start = (closed % self._length) * _WIDTH
-            self._rows[start : start + _WIDTH] = totals
-        self.newest = period
-
-    def at(self, period: int, totals: "array[float]") -> "array[float]":
-        """Return a copy of the totals at the end of `period`; of the running ones when it has not been closed yet."""
-        if period >= self.newest:
-            return totals[:]
-        start = (max(period, self.newest - self._length) % self._length) * _WIDTH
-        return self._rows[start : start + _WIDTH]
-
-
-@dataclass(frozen=True, slots=True)
-class Shift:
-    """Current durations against the endpoint's own normal.
-
-    `ratio`: geometric mean over the channels, each against its own baseline, above 1 when slower than usual;
-    `samples`: values it rests on; `standard_error`: of its logarithm, by the baseline's spread.
-    """
-
-    ratio: float
-    samples: float
-    standard_error: float
-
-
-NO_SHIFT = Shift(1.0, 0.0, 0.0)
-
-
-class Sums:
-    """Counts over one window, and what follows from them. A counter is subtracted when it is asked for: few are."""
-
-    __slots__ = ("_newer", "_older")
-
-    def __init__(self, older: Sequence[float], newer: Sequence[float]) -> None:
-        self._older = older
-        self._newer = newer
-
-    def __getitem__(self, counter: int) -> float:
-        return self._newer[counter] - self._older[counter]
-
-    @property
-    def failures(self) -> float:
-        """Attempts that gave their caller no usable answer by the endpoint's fault, poor answers among them."""
-        hard = self[Counter.SERVER_ERROR] + self[Counter.TIMEOUT] + self[Counter.CONNECT_ERROR]
-        return hard + self[Counter.BROKEN] + self[Counter.POOR_ANSWER]
-
-    @property
-    def judged(self) -> float:
-        """Attempts that say something about the endpoint: successes and failures, without rate limits."""
-        return self[Counter.OK] + self.failures
-
-    @property
-    def error_rate(self) -> float:
-        """Failures as a share of judged attempts; 0 without any."""
-        failures = self.failures
-        return failures / (self[Counter.OK] + failures) if failures else 0.0
-
-    @property
-    def latency_samples(self) -> float:
-        """Latency values of both channels."""
-        return self[Counter.TTFT_N] + self[Counter.REPLY_N]
-
-    def mean_log(self, first: Counter) -> float:
-        """Mean logarithm of the channel whose `_N` counter is `first`; the channel must have values."""
-        return self[first + 1] / self[first]
-
-    def spread(self, first: Counter) -> float:
-        """Standard deviation of the logarithms of a channel; 0 with fewer than two values."""
-        n = self[first]
-        if n < 2:
-            return 0.0
-        mean = self[first + 1] / n
-        return sqrt(max(0.0, self[first + 2] / n - mean * mean))
 
 
 class Latency:
@@ -179,14 +43,19 @@ class Latency:
 class Window:
     """The recent past of one endpoint, about 70 KiB; times are seconds on any steady clock.
 
-    What is derived from seconds that are over is kept until the next second begins; no read changes an answer.
+    What is derived from seconds that are over is kept until the next second begins, and what was summed until the next
+    observation; no read changes an answer.
     """
 
     __slots__ = (
         "_baseline",
-        "_baseline_key",
+        "_baseline_newest",
+        "_baseline_second",
         "_flight",
         "_generation",
+        "_known",
+        "_known_second",
+        "_known_shifts",
         "_minutes",
         "_reply",
         "_seconds",
@@ -198,15 +67,18 @@ class Window:
     )
 
     def __init__(self) -> None:
-        self._totals = array("d", bytes(_ROW_BYTES))
-        self._seconds = _Ring(SECONDS)
-        self._minutes = _Ring(MINUTES)
+        self._totals = array("d", bytes(8 * len(Counter)))
+        self._seconds = Ring(SECONDS, len(Counter))
+        self._minutes = Ring(MINUTES, len(Counter))
         self._ttft = Latency(Counter.TTFT_N)
         self._reply = Latency(Counter.REPLY_N)
         self._generation = QuantileSketch()
         self._flight = InFlight()
-        self._baseline = Sums(self._totals[:], self._totals[:])
-        self._baseline_key = (-1, -1.0)
+        self._known: dict[int, Sums] = {}
+        self._known_shifts: dict[tuple[Counter, int], Shift] = {}
+        self._known_second = -1
+        self._baseline = NOTHING
+        self._baseline_second = self._baseline_newest = -1
         self.consecutive_failures = 0
         self.last_at = 0.0
         self.last_ok_at = -inf
@@ -218,6 +90,8 @@ class Window:
 
     def _advance(self, now: float) -> None:
         second = int(now)
+        if self._known:
+            self._forget(second)
         if second > self._seconds.newest:
             self._seconds.advance(second, self._totals)
             minute = second // 60
@@ -296,11 +170,24 @@ class Window:
 
     def sums(self, now: float, span_s: int) -> Sums:
         """Return the counts over the current second and the `span_s` − 1 before it (1 to 300)."""
-        return Sums(self._seconds.at(int(now) - span_s, self._totals), self._totals[:])
+        second = int(now)
+        if second - span_s >= self._seconds.newest:
+            return NOTHING
+        if second != self._known_second:
+            self._forget(second)
+        found = self._known.get(span_s)
+        if found is None:
+            found = self._known[span_s] = Sums(self._seconds.at(second - span_s, self._totals), self._totals)
+        return found
+
+    def _forget(self, second: int) -> None:
+        self._known.clear()
+        self._known_shifts.clear()
+        self._known_second = second
 
     def hour(self, now: float) -> Sums:
         """Return the counts over the last hour, to the minute."""
-        return Sums(self._minutes.at(int(now) // 60 - MINUTES, self._totals), self._totals[:])
+        return Sums(self._minutes.at(int(now) // 60 - MINUTES, self._totals), self._totals)
 
     def baseline(self, now: float) -> Sums:
         """Return the endpoint's own normal: the last 30 minutes without the newest five, to the minute.
@@ -309,9 +196,10 @@ class Window:
         that a young endpoint is compared with its oldest evidence; empty while even that has fewer.
         """
         # It rests on seconds that are over: it can change only when another second or a closed one begins.
-        key = (int(now), self._seconds.newest)
-        if key != self._baseline_key:
-            self._baseline, self._baseline_key = self._make_baseline(int(now)), key
+        second, newest = int(now), self._seconds.newest
+        if second != self._baseline_second or newest != self._baseline_newest:
+            self._baseline = self._make_baseline(second)
+            self._baseline_second, self._baseline_newest = second, newest
             for channel in (self._ttft, self._reply):
                 has_values = self._baseline[channel.first] > 0
                 channel.slow_from = self._baseline.mean_log(channel.first) + _LOG_SLOW if has_values else inf
@@ -321,10 +209,10 @@ class Window:
         oldest = self._minutes.at(second // 60 - 30, self._totals)
         values = Sums(oldest, self._minutes.at(second // 60 - 5, self._totals))
         for left_out_s in (60, 15):
-            if values.latency_samples >= _MIN_BASELINE:
+            if values.latency_samples >= MIN_BASELINE:
                 return values
             values = Sums(oldest, self._seconds.at(second - left_out_s, self._totals))
-        return values if values.latency_samples >= _MIN_BASELINE else Sums(oldest, oldest)
+        return values if values.latency_samples >= MIN_BASELINE else NOTHING
 
     def latency_shift(self, now: float, span_s: int) -> Shift:
         """Return how current latency compares with the endpoint's own normal over the last `span_s` seconds."""
@@ -338,17 +226,14 @@ class Window:
         return self._shift(_PACE, now, span_s)
 
     def _shift(self, channels: tuple[Counter, ...], now: float, span_s: int) -> Shift:
-        current, baseline = self.sums(now, span_s), self.baseline(now)
-        weight = shift = variance = 0.0
-        for first in channels:
-            n = current[first]
-            if n and baseline[first] >= _MIN_BASELINE:
-                weight += n
-                shift += n * (current.mean_log(first) - baseline.mean_log(first))
-                variance += n * baseline.spread(first) ** 2
-        if not weight:
+        current = self.sums(now, span_s)
+        if current is NOTHING:
             return NO_SHIFT
-        return Shift(exp(shift / weight), weight, sqrt(variance) / weight)
+        key = (channels[0], span_s)
+        found = self._known_shifts.get(key)
+        if found is None:
+            found = self._known_shifts[key] = shift_of(channels, current, self.baseline(now))
+        return found
 
     def latency_quantile(self, fraction: float, now: float, *, streamed: bool = True) -> float | None:
         """Return a quantile over the last five minutes in seconds, of times to first byte or of whole replies."""
@@ -367,6 +252,10 @@ class Window:
     def streaming(self) -> Collection[float]:
         """Return when the first byte of each stream that still runs arrived, in this order."""
         return self._flight.streaming()
+
+    def oldest_s(self, now: float) -> float:
+        """Return how long ago the attempt in flight that was announced first was sent; 0 without one."""
+        return now - self._flight.oldest(now)
 
     def oldest_waiting_s(self, now: float) -> float:
         """Return how long the oldest attempt in flight has waited for its first byte; 0 without one."""

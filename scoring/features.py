@@ -14,13 +14,20 @@ from math import log1p
 import numpy as np
 import numpy.typing as npt
 
-from routing.window import Counter, Window
+from routing.counts import Counter
+from routing.window import Window
 from scoring.reading import SPANS_S, Reading
 
 _REVISION = 1
 _MIN_ATTEMPTS = 6
 _LIMITED = Counter.RATE_LIMITED
-_FAILURES = (Counter.SERVER_ERROR, Counter.TIMEOUT, Counter.CONNECT_ERROR, Counter.BROKEN)
+_FAILURES = (
+    Counter.SERVER_ERROR,
+    Counter.TIMEOUT,
+    Counter.CONNECT_ERROR,
+    Counter.BROKEN,
+    Counter.POOR_ANSWER,
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -72,9 +72,14 @@ class _Median:
         return self._sorted[middle] if odd else (self._sorted[middle - 1] + self._sorted[middle]) / 2
 
 
+def _is_evidence(attempt: Attempt) -> bool:
+    traits = TRAITS[attempt.outcome]
+    return traits.failed or traits.signal in (Signal.SUCCESS, Signal.QUOTA)
+
+
 def degraded_moments(attempts: Sequence[Attempt]) -> list[float]:
     """The times at which one endpoint was degraded; `attempts` in order of time."""
-    evidence = [a for a in attempts if TRAITS[a.outcome].signal in (Signal.SUCCESS, Signal.FAILURE, Signal.QUOTA)]
+    evidence = [a for a in attempts if _is_evidence(a)]
     timed = [(a.time, a.ttft_s) for a in evidence if a.outcome is Outcome.OK and a.ttft_s is not None]
     moments: list[float] = []
     recent, baseline = _Median(), _Median()
@@ -109,7 +114,7 @@ def labels(
     attempts: Sequence[Attempt], moments: Sequence[float], times: Sequence[float], horizon_s: float = HORIZON_S
 ) -> Labels:
     """What followed each of `times`; `moments` are the degraded ones of `attempts`, both in order."""
-    ends = [a.time for a in attempts if TRAITS[a.outcome].signal in (Signal.SUCCESS, Signal.FAILURE, Signal.QUOTA)]
+    ends = [a.time for a in attempts if _is_evidence(a)]
     y = np.zeros(len(times), dtype=np.int8)
     known = np.zeros(len(times), dtype=np.bool_)
     last, enough = ends[-1] if ends else 0.0, _MIN_FAILURES * horizon_s / _RECENT_S

@@ -6,7 +6,8 @@ apart, not good moments from bad ones. Every figure is finite for every window, 
 
 from math import exp, log, log1p, sqrt
 
-from routing.window import Counter, Sums, Window
+from routing.counts import Counter, Sums
+from routing.window import Window
 
 SPANS_S = (15, 60, 300)
 # A short baseline has seen too little to be believed: it is averaged with this many attempts of a usual endpoint.

@@ -65,7 +65,7 @@ class Scorer:
         if seen.kind == "started":
             window.started(seen.attempt_id, seen.time, streamed=seen.streamed)
         elif seen.kind == "first_byte":
-            window.first_byte(seen.attempt_id)
+            window.first_byte(seen.attempt_id, seen.time)
         elif seen.outcome is None:
             raise ProtocolError(f"finished attempt {seen.attempt_id!r}: expected an outcome")
         else:

@@ -141,9 +141,10 @@ class Router:
 
     def first_byte(self, endpoint: Endpoint, attempt_id: str) -> None:
         """The attempt's first byte of payload arrived."""
-        self.engine.first_byte(endpoint.id, attempt_id)
+        now = self.clock.now()
+        self.engine.first_byte(endpoint.id, attempt_id, now)
         for listener in self._listeners:
-            listener.first_byte(endpoint, attempt_id, self.clock.now())
+            listener.first_byte(endpoint, attempt_id, now)
 
     def finished(self, endpoint: Endpoint, result: Finished) -> None:
         """An attempt on live traffic ended."""

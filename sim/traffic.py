@@ -70,7 +70,7 @@ def feed(window: Window, seen: Observation) -> None:
     if seen.kind == 0:
         window.started(seen.attempt_id, seen.time)
     elif seen.kind == 1:
-        window.first_byte(seen.attempt_id)
+        window.first_byte(seen.attempt_id, seen.time)
     else:
         window.finished(
             seen.attempt_id,

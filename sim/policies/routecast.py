@@ -84,9 +84,9 @@ class Routecast(Policy):
         """Tell the engine."""
         self.engine.started(self._ids[endpoint], attempt_id, now)
 
-    def first_token(self, endpoint: int, attempt_id: str, now: float) -> None:  # noqa: ARG002  # the protocol's signature
+    def first_token(self, endpoint: int, attempt_id: str, now: float) -> None:
         """Tell the engine."""
-        self.engine.first_byte(self._ids[endpoint], attempt_id)
+        self.engine.first_byte(self._ids[endpoint], attempt_id, now)
 
     def finished(self, attempted: Attempted, now: float) -> None:
         """Tell the engine; a latency only with a success."""

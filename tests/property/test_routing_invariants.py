@@ -36,6 +36,7 @@ FINISHED = st.builds(
 RISKS = st.dictionaries(st.sampled_from([*NAMES, "gone"]), RISK)
 STEP = st.one_of(
     st.tuples(st.just("started"), st.tuples(st.sampled_from(NAMES), st.sampled_from(["x", "y"]), st.booleans())),
+    st.tuples(st.just("first_byte"), st.tuples(st.sampled_from(NAMES), st.sampled_from(["x", "y", "gone"]))),
     st.tuples(st.just("finished"), FINISHED),
     st.tuples(st.just("probed"), FINISHED),
     st.tuples(st.just("forecast"), st.tuples(st.floats(0.0, 10.0), RISKS)),
@@ -60,6 +61,9 @@ def _do(engine: Engine, kind: str, value: object, now: float) -> list[Transition
     match kind, value:
         case "started", (str(name), str(attempt), bool(streamed)):
             engine.started(name, attempt, now, streamed=streamed)
+            actions = []
+        case "first_byte", (str(name), str(attempt)):
+            engine.first_byte(name, attempt, now)
             actions = []
         case "finished", Finished() as result:
             actions = engine.finished(result, now)
@@ -151,6 +155,9 @@ def _reads(engine: Engine, now: float) -> list[object]:
         found += [
             window.latency_quantile(0.5, now),
             window.latency_shift(now, 15),
+            window.pace_shift(now, 15),
+            window.generation_quantile(0.95, now),
+            list(window.streaming()),
             window.oldest_waiting_s(now),
             window.hanging(now, 1.0),
             [window.sums(now, span).failures for span in (1, 15, 60, 300)],
@@ -174,7 +181,7 @@ def _bytes(engine: Engine) -> int:
     total = 0
     for name in NAMES:
         window = engine.window_of(name)
-        sketches = (window._ttft.quantiles, window._reply.quantiles)
+        sketches = (window._ttft.quantiles, window._reply.quantiles, window._generation)
         totals = (window._totals, window._seconds._rows, window._minutes._rows)
         total += sum(part.buffer_info()[1] * part.itemsize for part in totals)
         total += sum(part.buffer_info()[1] * part.itemsize for s in sketches for part in (*s._slots, s._merged))
@@ -188,7 +195,10 @@ def test_the_memory_of_an_endpoint_is_bounded(steps: list[tuple[float, int, tupl
     engine, _ = _run(steps)
     assert _bytes(engine) == fresh <= len(NAMES) * 90 * 1024
     for name in NAMES:
-        assert engine.window_of(name).in_flight <= sum(times for _, times, (kind, _) in steps if kind == "started")
+        window, started = engine.window_of(name), sum(times for _, times, (kind, _) in steps if kind == "started")
+        waiting = len(window.waiting(streamed=True)) + len(window.waiting(streamed=False))
+        assert waiting <= window.in_flight <= started
+        assert len(window.streaming()) + len(window._flight._lost) <= 2 * window.in_flight
 
 
 DECISION = st.tuples(st.floats(0.0, 30.0), REQUEST, st.floats(0.0, 1.0, exclude_max=True))

@@ -2,12 +2,12 @@
 
 import pytest
 
+from routing.counts import Counter
 from routing.engine import Engine
 from routing.forecasts import Forecasts
 from routing.health import State
 from routing.outcomes import Outcome
 from routing.policy import AttemptPolicy
-from routing.window import Counter
 from service.probes import _TIMEOUT_S
 from sim.policies.routecast import Routecast
 from tests.policy_driver import ERROR, LIMITED, OK, Feed, ended, endpoints, request

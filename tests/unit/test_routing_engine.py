@@ -312,7 +312,7 @@ def test_an_unknown_endpoint_is_named() -> None:
     engine = engine_of("a")
     calls = (
         lambda: engine.started("gone", "x", NOW),
-        lambda: engine.first_byte("gone", "x"),
+        lambda: engine.first_byte("gone", "x", NOW),
         lambda: engine.finished(Finished("gone", "x", Outcome.OK), NOW),
         lambda: engine.probed(Finished("gone", "x", Outcome.OK), NOW),
         lambda: engine.health_of("gone"),
@@ -325,3 +325,32 @@ def test_an_unknown_endpoint_is_named() -> None:
     for call in calls:
         with pytest.raises(UnknownEndpointError, match="unknown endpoint 'gone'"):
             call()
+
+
+@pytest.mark.parametrize("objective", Objective)
+def test_f21_a_switch_by_hand_holds_for_every_objective_until_it_is_ended(objective: Objective) -> None:
+    engine = engine_of("first", "second", "third", now=NOW)
+
+    def chosen(now: float) -> str:
+        request = RouteRequest(MODEL, objective=objective, preferred_provider="first")
+        decision = decide(engine.snapshot, request, now, 0.5)
+        return decision.chosen.facts.endpoint.id if decision.chosen else ""
+
+    assert chosen(NOW) == "first"
+    engine.switch(MODEL, "third", NOW)
+    assert chosen(NOW) == "third", "the very next decision knows"
+    engine.tick(NOW + 1)
+    assert chosen(NOW + 1) == "third", "and ticks keep it"
+    eject(engine, "third", NOW + 2)
+    assert chosen(NOW + 2) == "first", "a switch does not send requests to what is out of service"
+    engine.switch(MODEL, "", NOW + 3)
+    bring_to_canary(engine, "third", NOW + 10)
+    assert chosen(NOW + 10) == "first"
+
+
+def test_f21_a_switch_to_what_does_not_serve_the_model_is_refused() -> None:
+    engine = engine_of("first", "second", now=NOW)
+    with pytest.raises(CatalogueError, match="'other' does not serve 'openai/gpt-4'; these do: first, second"):
+        engine.switch(MODEL, "other", NOW)
+    with pytest.raises(UnknownModelError):
+        engine.switch("none", "first", NOW)

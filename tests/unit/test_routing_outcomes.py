@@ -2,8 +2,8 @@
 
 import pytest
 
+from routing.counts import COUNTER_OF, Counter
 from routing.outcomes import TRAITS, Outcome, Signal
-from routing.window import COUNTER_OF, Counter
 
 
 def test_every_outcome_has_traits_and_a_counter() -> None:
@@ -14,7 +14,8 @@ def test_every_outcome_has_traits_and_a_counter() -> None:
     ("signal", "outcomes"),
     [
         (Signal.SUCCESS, "ok"),
-        (Signal.FAILURE, "server_error timeout connect_error stalled truncated malformed"),
+        (Signal.FAILURE, "server_error timeout connect_error stalled"),
+        (Signal.QUALITY, "truncated malformed empty refused_format"),
         (Signal.QUOTA, "rate_limited"),
         (Signal.CREDENTIAL, "auth_error"),
         (Signal.NOTHING, "client_error cancelled"),
@@ -41,6 +42,20 @@ def test_the_callers_own_end_is_not_retried() -> None:
     }
 
 
-def test_failures_of_the_window_are_exactly_the_outcomes_that_signal_failure() -> None:
-    counters = {COUNTER_OF[o] for o in Outcome if TRAITS[o].signal is Signal.FAILURE}
-    assert counters == {Counter.SERVER_ERROR, Counter.TIMEOUT, Counter.CONNECT_ERROR, Counter.BROKEN}
+def test_a_failed_attempt_is_counted_as_what_it_signals() -> None:
+    """F-01: poor answers have a counter of their own, failures have theirs, and both fail their caller."""
+    counters = {signal: {COUNTER_OF[o] for o in Outcome if TRAITS[o].signal is signal} for signal in Signal}
+    assert counters[Signal.FAILURE] == {
+        Counter.SERVER_ERROR,
+        Counter.TIMEOUT,
+        Counter.CONNECT_ERROR,
+        Counter.BROKEN,
+    }
+    assert counters[Signal.QUALITY] == {Counter.POOR_ANSWER}
+    failed = {o for o in Outcome if TRAITS[o].failed}
+    assert failed == {o for o in Outcome if TRAITS[o].signal in (Signal.FAILURE, Signal.QUALITY)}
+    assert all(TRAITS[o].retry_elsewhere for o in failed)
+
+
+def test_only_what_an_answer_says_may_hinge_on_what_was_asked() -> None:
+    assert {o for o in Outcome if TRAITS[o].hinges_on_request} == {Outcome.EMPTY, Outcome.REFUSED_FORMAT}

@@ -6,8 +6,9 @@ from math import exp, log, sqrt
 import numpy as np
 import pytest
 
-from routing.outcomes import TRAITS, Outcome, Signal
-from routing.window import COUNTER_OF, NO_SHIFT, SECONDS, Counter, Window
+from routing.counts import COUNTER_OF, NO_SHIFT, Counter
+from routing.outcomes import TRAITS, Outcome
+from routing.window import SECONDS, Window
 
 EPOCH = 1_790_000_000.0
 
@@ -40,7 +41,7 @@ def test_sums_over_any_span_are_those_of_the_whole_list(start: float, seed: int)
             for counter in set(COUNTER_OF.values()):
                 assert sums[counter] == sum(COUNTER_OF[o] is counter for o in inside)
             assert sums[Counter.STARTED] == len(inside)
-            assert sums.failures == sum(TRAITS[o].signal is Signal.FAILURE for o in inside)
+            assert sums.failures == sum(TRAITS[o].failed for o in inside)
             assert sums.judged == sums.failures + sums[Counter.OK]
 
 
@@ -183,15 +184,17 @@ def test_in_flight_and_hanging_follow_starts_first_bytes_and_ends() -> None:
         window.started(attempt, EPOCH + i)
     assert (window.in_flight, window.oldest_waiting_s(EPOCH + 5)) == (3, 5.0)
     assert [window.hanging(EPOCH + 5, limit) for limit in (2.9, 3.0, 4.5, 5.0)] == [3, 2, 1, 0]
-    window.first_byte("a")
+    window.first_byte("a", EPOCH + 2)
     assert (window.in_flight, window.oldest_waiting_s(EPOCH + 5)) == (3, 4.0)
     window.started("whole", EPOCH + 1.5, streamed=False)
-    assert window.waiting_since(streamed=True) == [EPOCH + 1, EPOCH + 2]
-    assert window.waiting_since(streamed=False) == [EPOCH + 1.5]
+    assert list(window.waiting(streamed=True)) == [EPOCH + 1, EPOCH + 2]
+    assert list(window.waiting(streamed=False)) == [EPOCH + 1.5]
+    assert list(window.streaming()) == [EPOCH + 2]
     assert window.hanging(EPOCH + 5, 3.2) == 2, "both channels hang"
     for attempt in ("a", "b", "c", "whole"):
         window.finished(attempt, Outcome.OK, EPOCH + 6)
     assert (window.in_flight, window.oldest_waiting_s(EPOCH + 9)) == (0, 0.0)
+    assert not window.streaming()
 
 
 def test_the_oldest_attempt_is_found_though_batches_of_two_writers_interleave() -> None:
@@ -199,7 +202,6 @@ def test_the_oldest_attempt_is_found_though_batches_of_two_writers_interleave() 
     window.started("late", EPOCH + 100)
     window.started("early", EPOCH + 50)
     assert window.oldest_waiting_s(EPOCH + 110) == 60.0
-    assert window.waiting_since(streamed=True) == [EPOCH + 50, EPOCH + 100]
 
 
 def test_consecutive_failures_end_with_a_success_only() -> None:
@@ -217,3 +219,48 @@ def test_throughput_counts_successes_only() -> None:
         window.finished("a", outcome, EPOCH, ttft_s=0.1, output_tokens=50, generation_s=2.0)
     sums = window.sums(EPOCH, 15)
     assert (sums[Counter.OUTPUT_TOKENS], sums[Counter.GENERATION_S]) == (50, 2.0)
+    assert sums[Counter.PACE_N] == 1
+    assert sums.mean_log(Counter.PACE_N) == pytest.approx(log(0.04))
+    assert window.generation_quantile(0.5, EPOCH) == pytest.approx(2.0, rel=0.05)
+
+
+def _stream(window: Window, now: float, tokens: int, generation_s: float) -> None:
+    window.finished("a", Outcome.OK, now, ttft_s=0.1, output_tokens=tokens, generation_s=generation_s)
+
+
+def test_the_pace_is_compared_with_the_endpoints_own() -> None:
+    """F-01: seconds per token, whatever the lengths of the answers."""
+    window = Window()
+    for i in range(600):
+        _stream(window, EPOCH + i, 100 + i, (100 + i) * 0.02)
+    assert window.pace_shift(EPOCH + 599, 15).ratio == pytest.approx(1.0)
+    for i in range(600, 615):
+        _stream(window, EPOCH + i, 40, 40 * 0.1)
+    shift = window.pace_shift(EPOCH + 614, 15)
+    assert (shift.ratio, shift.samples) == pytest.approx((5.0, 15))
+    assert window.latency_shift(EPOCH + 614, 15).ratio == pytest.approx(1.0), "the first bytes come as ever"
+
+
+@pytest.mark.parametrize(("tokens", "generation_s"), [(15, 3.0), (0, 3.0), (100, 0.0)])
+def test_an_answer_too_short_or_not_measured_has_no_pace(tokens: int, generation_s: float) -> None:
+    window = Window()
+    _stream(window, EPOCH, tokens, generation_s)
+    assert window.sums(EPOCH, 15)[Counter.PACE_N] == 0
+
+
+@pytest.mark.parametrize("streamed", [True, False])
+def test_an_attempt_is_given_up_once_and_stays_in_flight_until_it_ends(streamed: bool) -> None:
+    window = Window()
+    for i, attempt in enumerate("abc"):
+        window.started(attempt, EPOCH + i, streamed=streamed)
+    assert window.give_up(EPOCH + 4, 3.0, streamed=streamed) == [EPOCH]
+    assert window.give_up(EPOCH + 4, 3.0, streamed=streamed) == []
+    assert window.give_up(EPOCH + 5.5, 3.0, streamed=streamed) == [EPOCH + 1, EPOCH + 2]
+    assert window.give_up(EPOCH + 60, 3.0, streamed=not streamed) == []
+    assert (window.in_flight, window.hanging(EPOCH + 5.5, 3.0)) == (3, 3)
+    window.first_byte("b", EPOCH + 6)
+    assert window.was_given_up("b"), "it may still end as a failure, which has been counted"
+    window.finished("b", Outcome.STALLED, EPOCH + 7)
+    assert [window.was_given_up(attempt) for attempt in "abc"] == [True, False, True]
+    window.started("b", EPOCH + 8, streamed=streamed)
+    assert window.give_up(EPOCH + 12, 3.0, streamed=streamed) == [EPOCH + 8], "an id may be used again"

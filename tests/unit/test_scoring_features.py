@@ -35,7 +35,7 @@ def quiet_then(window: Window, quiet_s: int, then: float, for_s: int, outcome: O
         now = START + i / 10
         quiet = i < 10 * quiet_s
         window.started(str(i), now)
-        window.first_byte(str(i))
+        window.first_byte(str(i), now)
         window.finished(
             str(i), Outcome.OK if quiet else outcome, now, ttft_s=(0.1 if quiet else then) * (1 + 0.1 * (i % 3))
         )
@@ -51,7 +51,7 @@ def test_every_observation_sequence_gives_finite_values(events: list[tuple[objec
         if kind == "started":
             window.started(str(name), now)
         elif kind == "first_byte":
-            window.first_byte(str(name))
+            window.first_byte(str(name), now)
         else:
             assert isinstance(outcome, Outcome)
             assert isinstance(tokens, int)
@@ -86,7 +86,7 @@ def test_features_are_relative_to_the_endpoint_itself() -> None:
         window = Window()
         for i in range(4000):
             window.started(str(i), START + i)
-            window.first_byte(str(i))
+            window.first_byte(str(i), START + i)
             window.finished(str(i), Outcome.OK, START + i, ttft_s=ttft_s * (1 + 0.1 * (i % 3)))
         rows.append(dict(zip(NAMES, vector(window, START + 4000, ALONE), strict=True)))
     # How many attempts should be in flight does follow from the latency (Little's law).

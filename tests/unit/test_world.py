@@ -3,8 +3,8 @@ import math
 import numpy as np
 import pytest
 
+from routing.counts import Counter
 from routing.outcomes import Outcome
-from routing.window import Counter
 from scoring.artifact import checksum, load_manifest, save
 from scoring.labels import degraded_moments
 from sim.faults import Fault, FaultKind

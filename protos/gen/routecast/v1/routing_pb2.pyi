@@ -97,6 +97,28 @@ REGION_POLICY_STAY: RegionPolicy.ValueType  # 3
 """Never served outside the region."""
 Global___RegionPolicy: _TypeAlias = RegionPolicy  # noqa: Y015
 
+class _Truncation:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _TruncationEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Truncation.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    TRUNCATION_UNSPECIFIED: _Truncation.ValueType  # 0
+    """As the service is configured, for requests with a session; refused otherwise."""
+    TRUNCATION_REFUSE: _Truncation.ValueType  # 1
+    TRUNCATION_DROP_OLDEST: _Truncation.ValueType  # 2
+    """Whole turns go, oldest first. System and developer messages and the newest turn stay."""
+
+class Truncation(_Truncation, metaclass=_TruncationEnumTypeWrapper):
+    """What happens to a conversation that exceeds a context window."""
+
+TRUNCATION_UNSPECIFIED: Truncation.ValueType  # 0
+"""As the service is configured, for requests with a session; refused otherwise."""
+TRUNCATION_REFUSE: Truncation.ValueType  # 1
+TRUNCATION_DROP_OLDEST: Truncation.ValueType  # 2
+"""Whole turns go, oldest first. System and developer messages and the newest turn stay."""
+Global___Truncation: _TypeAlias = Truncation  # noqa: Y015
+
 class _HealthState:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -155,6 +177,10 @@ class _OutcomeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Outcome.Value
     OUTCOME_AUTH_ERROR: _Outcome.ValueType  # 9
     OUTCOME_CLIENT_ERROR: _Outcome.ValueType  # 10
     OUTCOME_CANCELLED: _Outcome.ValueType  # 11
+    OUTCOME_EMPTY: _Outcome.ValueType  # 12
+    """A whole answer with neither content nor a tool call."""
+    OUTCOME_REFUSED_FORMAT: _Outcome.ValueType  # 13
+    """An answer that should have been JSON and is none of it."""
 
 class Outcome(_Outcome, metaclass=_OutcomeEnumTypeWrapper):
     """How one attempt ended."""
@@ -171,6 +197,10 @@ OUTCOME_MALFORMED: Outcome.ValueType  # 8
 OUTCOME_AUTH_ERROR: Outcome.ValueType  # 9
 OUTCOME_CLIENT_ERROR: Outcome.ValueType  # 10
 OUTCOME_CANCELLED: Outcome.ValueType  # 11
+OUTCOME_EMPTY: Outcome.ValueType  # 12
+"""A whole answer with neither content nor a tool call."""
+OUTCOME_REFUSED_FORMAT: Outcome.ValueType  # 13
+"""An answer that should have been JSON and is none of it."""
 Global___Outcome: _TypeAlias = Outcome  # noqa: Y015
 
 @_typing.final
@@ -187,6 +217,7 @@ class RoutingOptions(_message.Message):
     REGION_FIELD_NUMBER: _builtins.int
     REGION_POLICY_FIELD_NUMBER: _builtins.int
     MAX_COST_USD_FIELD_NUMBER: _builtins.int
+    TRUNCATION_FIELD_NUMBER: _builtins.int
     objective: Global___Objective.ValueType
     preferred_provider: _builtins.str
     """Tried first while it is healthy."""
@@ -201,6 +232,8 @@ class RoutingOptions(_message.Message):
     region_policy: Global___RegionPolicy.ValueType
     max_cost_usd: _builtins.float
     """The most that one attempt may cost, by the estimated input and the allowed output."""
+    truncation: Global___Truncation.ValueType
+    """What happens to a conversation that exceeds the context window of the endpoint that is to serve it."""
     def __init__(
         self,
         *,
@@ -212,10 +245,11 @@ class RoutingOptions(_message.Message):
         region: _builtins.str = ...,
         region_policy: Global___RegionPolicy.ValueType = ...,
         max_cost_usd: _builtins.float | None = ...,
+        truncation: Global___Truncation.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_idempotent", b"_idempotent", "_max_cost_usd", b"_max_cost_usd", "idempotent", b"idempotent", "max_cost_usd", b"max_cost_usd"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_idempotent", b"_idempotent", "_max_cost_usd", b"_max_cost_usd", "agent", b"agent", "idempotent", b"idempotent", "max_cost_usd", b"max_cost_usd", "objective", b"objective", "preferred_provider", b"preferred_provider", "region", b"region", "region_policy", b"region_policy", "session_id", b"session_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_idempotent", b"_idempotent", "_max_cost_usd", b"_max_cost_usd", "agent", b"agent", "idempotent", b"idempotent", "max_cost_usd", b"max_cost_usd", "objective", b"objective", "preferred_provider", b"preferred_provider", "region", b"region", "region_policy", b"region_policy", "session_id", b"session_id", "truncation", b"truncation"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__idempotent: _TypeAlias = _typing.Literal["idempotent"]  # noqa: Y015
     _WhichOneofArgType__idempotent: _TypeAlias = _typing.Literal["_idempotent", b"_idempotent"]  # noqa: Y015
@@ -385,6 +419,8 @@ class RoutingReport(_message.Message):
     COST_USD_FIELD_NUMBER: _builtins.int
     SESSION_ID_FIELD_NUMBER: _builtins.int
     FINISH_TIME_FIELD_NUMBER: _builtins.int
+    DROPPED_MESSAGES_FIELD_NUMBER: _builtins.int
+    REPLAYED_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     endpoint_id: _builtins.str
     """The endpoint that served it; empty when none did."""
@@ -399,6 +435,12 @@ class RoutingReport(_message.Message):
     cost_usd: _builtins.float
     """Cost of the request in USD; unset when the provider did not count tokens."""
     session_id: _builtins.str
+    dropped_messages: _builtins.int
+    """Messages that did not fit into the endpoint's context window and were not sent (see Truncation)."""
+    replayed: _builtins.bool
+    """This is the answer to an earlier request with the same idempotency key; the report is that request's, and it alone
+    was billed.
+    """
     @_builtins.property
     def attempts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Attempt]: ...
     @_builtins.property
@@ -418,10 +460,12 @@ class RoutingReport(_message.Message):
         cost_usd: _builtins.float | None = ...,
         session_id: _builtins.str = ...,
         finish_time: _timestamp_pb2.Timestamp | None = ...,
+        dropped_messages: _builtins.int = ...,
+        replayed: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_cost_usd", b"_cost_usd", "cost_usd", b"cost_usd", "finish_time", b"finish_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cost_usd", b"_cost_usd", "attempts", b"attempts", "cost_usd", b"cost_usd", "endpoint_id", b"endpoint_id", "failed_over", b"failed_over", "finish_time", b"finish_time", "input_usd_per_mtok", b"input_usd_per_mtok", "output_usd_per_mtok", b"output_usd_per_mtok", "provider", b"provider", "provider_model", b"provider_model", "region", b"region", "request_id", b"request_id", "session_id", b"session_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cost_usd", b"_cost_usd", "attempts", b"attempts", "cost_usd", b"cost_usd", "dropped_messages", b"dropped_messages", "endpoint_id", b"endpoint_id", "failed_over", b"failed_over", "finish_time", b"finish_time", "input_usd_per_mtok", b"input_usd_per_mtok", "output_usd_per_mtok", b"output_usd_per_mtok", "provider", b"provider", "provider_model", b"provider_model", "region", b"region", "replayed", b"replayed", "request_id", b"request_id", "session_id", b"session_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__cost_usd: _TypeAlias = _typing.Literal["cost_usd"]  # noqa: Y015
     _WhichOneofArgType__cost_usd: _TypeAlias = _typing.Literal["_cost_usd", b"_cost_usd"]  # noqa: Y015
