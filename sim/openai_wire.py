@@ -1,49 +1,48 @@
-"""The OpenAI wire format as a provider speaks it: requests in, bodies and stream events out.
+"""OpenAI's wire format as a provider speaks it: chat completions, embeddings, responses, models.
 
-The rule of this file: it is pure, and every answer follows from the request alone. A reply names the provider, the
-number of messages and a digest of them, so a caller can see that its whole history arrived and where.
+The rule of this file: it is pure; see `wire` for what a reply says.
 """
 
 import base64
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 import numpy as np
 
+from sim import responses_wire
+from sim.quota import Allowance, Quota
 from sim.scenario import Model, ModelKind
+from sim.wire import (
+    Answer,
+    Request,
+    StreamPlan,
+    WireError,
+    asked_count,
+    asked_flag,
+    asked_messages,
+    asked_model,
+    context_exceeded,
+    event,
+    in_pieces,
+    json_object,
+    prompt_tokens,
+    spoken_pieces,
+    tokens_of,
+    tool_arguments,
+)
 
-_CHARACTERS_PER_TOKEN = 4
 _MAX_OUTPUT_TOKENS = 16_384
-
-
-class WireError(Exception):
-    """A refusal in OpenAI's shape. `headers` go out with it."""
-
-    def __init__(
-        self,
-        status: int,
-        message: str,
-        *,
-        kind: str = "invalid_request_error",
-        param: str | None = None,
-        code: str | None = None,
-        headers: Mapping[str, str] | None = None,
-    ) -> None:
-        super().__init__(message)
-        self.status = status
-        self.headers = dict(headers or {})
-        self.body = msgspec.json.encode(
-            {"error": {"message": message, "type": kind, "param": param, "code": code}},
-        )
 
 
 @dataclass(frozen=True, slots=True)
 class ChatCall:
-    """A chat request and its settled answer. `pieces` are the output tokens; joined they are the reply's text."""
+    """A chat request and its settled answer. `pieces` are the output tokens; joined they are the reply's text, or the
+    arguments of a call of `tool`.
+    """
 
     model: Model
     stream: bool
@@ -51,6 +50,7 @@ class ChatCall:
     pieces: tuple[str, ...]
     finish_reason: str
     prompt_tokens: int
+    tool: str | None = None
 
     @property
     def usage(self) -> dict[str, int]:
@@ -73,55 +73,106 @@ class EmbeddingCall:
     prompt_tokens: int
 
 
-@dataclass(frozen=True, slots=True)
-class StreamPlan:
-    """The events of a streamed answer: `opening` with the role, one of `content` per token, `closing` to [DONE]."""
+class OpenAIWire:
+    """OpenAI's wire format. A `Wire`. `models` is keyed by the provider's own model ids."""
 
-    opening: bytes
-    content: tuple[bytes, ...] = field(repr=False)
-    closing: bytes
+    root = "/v1"
+
+    def __init__(self, provider: str, models: Mapping[str, Model]) -> None:
+        self._provider = provider
+        self._models = models
+
+    def answer(self, request: Request) -> Answer:
+        """See `Wire.answer`."""
+        match request.method, request.path:
+            case "POST", "/v1/chat/completions":
+                return chat_answer(parse_chat(request.body, self._models, self._provider))
+            case "POST", "/v1/embeddings":
+                return embeddings_answer(parse_embeddings(request.body, self._models))
+            case "POST", "/v1/responses":
+                return responses_wire.answer(request.body, self._models, self._provider)
+            case "GET", "/v1/models":
+                return Answer(lambda _id, _now: models_body(self._models, self._provider), immediate=True)
+            case method, path:
+                raise WireError(404, f"Invalid URL ({method} {path})")
+
+    def authorised(self, request: Request, api_key: str) -> bool:
+        """See `Wire.authorised`."""
+        return request.headers.get("authorization") == f"Bearer {api_key}"
+
+    def error_body(self, error: WireError, request_id: str) -> bytes:  # noqa: ARG002  # OpenAI names it in a header
+        """See `Wire.error_body`."""
+        said = {"message": error.message, "type": error.kind, "param": error.param, "code": error.code}
+        return msgspec.json.encode({"error": said})
+
+    def id_headers(self, request_id: str) -> dict[str, str]:
+        """See `Wire.id_headers`."""
+        return {"x-request-id": request_id}
+
+    def limit_headers(self, unit: str, quota: Quota, allowance: Allowance) -> dict[str, str]:
+        """See `Wire.limit_headers`."""
+        return {
+            f"x-ratelimit-limit-{unit}": str(quota.limit),
+            f"x-ratelimit-remaining-{unit}": str(allowance.remaining),
+            f"x-ratelimit-reset-{unit}": f"{allowance.reset_s:.3f}s",
+        }
 
 
-def history_digest(messages: Sequence[Any]) -> str:
-    """16 hex digits over the messages as JSON with sorted keys and no spaces: equal when the histories are equal."""
-    canonical = json.dumps(messages, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+def chat_answer(call: ChatCall) -> Answer:
+    """How a chat request is answered."""
+    return Answer(
+        whole=lambda answer_id, now: completion_body(call, f"chatcmpl-{answer_id}", now),
+        stream=(lambda answer_id, now: completion_stream(call, f"chatcmpl-{answer_id}", now)) if call.stream else None,
+        quota_tokens=call.usage["total_tokens"],
+        output_tokens=len(call.pieces),
+    )
+
+
+def embeddings_answer(call: EmbeddingCall) -> Answer:
+    """How an embeddings request is answered."""
+    return Answer(lambda _id, _now: embeddings_body(call), quota_tokens=call.prompt_tokens)
 
 
 def parse_chat(body: bytes, models: Mapping[str, Model], provider: str) -> ChatCall:
     """Check a chat request and settle its answer. `models` is keyed by the provider's own model ids.
 
     `max_completion_tokens` (or `max_tokens`) cuts the answer; `min_tokens`, an extension known from vLLM, pads it with
-    counted words, so that a load test can ask for long answers. Unknown fields are accepted.
+    counted words, so that a load test can ask for long answers. A `tool_choice` that demands a tool gets a call of the
+    named one, else the first. Unknown fields are accepted.
 
     Raises:
         WireError: 400 for a malformed request or one beyond the context window, 404 for an unknown model.
     """
-    request = _object(body)
-    model = _model(request, models, ModelKind.CHAT)
-    messages = _messages(request)
-    stream = _flag(request, "stream")
+    request = json_object(body)
+    model = asked_model(request, models, ModelKind.CHAT)
+    messages = asked_messages(request)
+    stream = asked_flag(request, "stream")
     options = request.get("stream_options")
     if options is not None and not stream:
         raise WireError(400, "'stream_options' is only allowed when 'stream' is enabled.", param="stream_options")
     if options is not None and not isinstance(options, dict):
         raise WireError(400, "Invalid type for 'stream_options': expected an object.", param="stream_options")
-    prompt_tokens = sum(_tokens(_text(message.get("content"))) + 4 for message in messages)
-    if prompt_tokens > model.context_window:
-        raise WireError(
-            400,
-            f"This model's maximum context length is {model.context_window} tokens. "
-            f"However, your messages resulted in {prompt_tokens} tokens.",
-            param="messages",
-            code="context_length_exceeded",
-        )
-    limit = _count(request, "max_completion_tokens") or _count(request, "max_tokens") or _MAX_OUTPUT_TOKENS
-    words = _reply(provider, messages).split(" ")
-    words += [f"word{n}" for n in range(len(words) + 1, (_count(request, "min_tokens") or 0) + 1)]
-    pieces = tuple(word if index == 0 else f" {word}" for index, word in enumerate(words[:limit]))
-    finish_reason = "length" if len(words) > limit else "stop"
-    include_usage = bool(options and _flag(options, "include_usage"))
-    return ChatCall(model, stream, include_usage, pieces, finish_reason, prompt_tokens)
+    tokens = prompt_tokens(messages)
+    if tokens > model.context_window:
+        raise context_exceeded(model.context_window, tokens)
+    limit = asked_count(request, "max_completion_tokens") or asked_count(request, "max_tokens") or _MAX_OUTPUT_TOKENS
+    include_usage = bool(options and asked_flag(options, "include_usage"))
+    if tool := _demanded_tool(request):
+        pieces = tuple(in_pieces(tool_arguments(provider, messages)))
+        return ChatCall(model, stream, include_usage, pieces, "tool_calls", tokens, tool)
+    pieces = spoken_pieces(provider, messages, asked_count(request, "min_tokens") or 0, limit)
+    finish_reason = "length" if len(pieces) > limit else "stop"
+    return ChatCall(model, stream, include_usage, pieces[:limit], finish_reason, tokens)
+
+
+def _demanded_tool(request: Mapping[str, Any]) -> str | None:
+    choice = request.get("tool_choice")
+    try:
+        if choice == "required":
+            return str(request["tools"][0]["function"]["name"])
+        return str(choice["function"]["name"]) if isinstance(choice, dict) else None
+    except (LookupError, TypeError):
+        raise WireError(400, "Invalid 'tool_choice': expected tools to choose from.", param="tool_choice") from None
 
 
 def parse_embeddings(body: bytes, models: Mapping[str, Model]) -> EmbeddingCall:
@@ -130,8 +181,8 @@ def parse_embeddings(body: bytes, models: Mapping[str, Model]) -> EmbeddingCall:
     Raises:
         WireError: 400 for a malformed request, 404 for an unknown model.
     """
-    request = _object(body)
-    model = _model(request, models, ModelKind.EMBEDDINGS)
+    request = json_object(body)
+    model = asked_model(request, models, ModelKind.EMBEDDINGS)
     given = request.get("input")
     items = [given] if isinstance(given, str) or _is_token_ids(given) else given
     if not isinstance(items, list) or not items or not all(isinstance(i, str) or _is_token_ids(i) for i in items):
@@ -139,17 +190,20 @@ def parse_embeddings(body: bytes, models: Mapping[str, Model]) -> EmbeddingCall:
     encoding = request.get("encoding_format", "float")
     if encoding not in ("float", "base64"):
         raise WireError(400, "Invalid 'encoding_format': expected 'float' or 'base64'.", param="encoding_format")
-    dimensions = _count(request, "dimensions") or model.dimensions
+    dimensions = asked_count(request, "dimensions") or model.dimensions
     if dimensions > model.dimensions:
         raise WireError(400, f"'dimensions' must be at most {model.dimensions}.", param="dimensions")
-    prompt_tokens = sum(_tokens(item) if isinstance(item, str) else len(item) for item in items)
+    prompt = sum(tokens_of(item) if isinstance(item, str) else len(item) for item in items)
     inputs = tuple(item if isinstance(item, str) else json.dumps(item) for item in items)
-    return EmbeddingCall(model, inputs, encoding == "base64", dimensions, prompt_tokens)
+    return EmbeddingCall(model, inputs, encoding == "base64", dimensions, prompt)
 
 
 def completion_body(call: ChatCall, completion_id: str, created_s: int) -> bytes:
     """The whole answer as one `chat.completion` object."""
-    message = {"role": "assistant", "content": "".join(call.pieces), "refusal": None}
+    text = "".join(call.pieces)
+    message: dict[str, Any] = {"role": "assistant", "content": None if call.tool else text, "refusal": None}
+    if call.tool:
+        message["tool_calls"] = [_tool_call(call.tool, completion_id, text)]
     choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": call.finish_reason}
     return msgspec.json.encode(
         {
@@ -174,18 +228,25 @@ def completion_stream(call: ChatCall, completion_id: str, created_s: int) -> Str
     if call.include_usage:
         frame["usage"] = None
 
-    def chunk(delta: dict[str, str], finish_reason: str | None = None) -> bytes:
+    def chunk(delta: dict[str, Any], finish_reason: str | None = None) -> bytes:
         choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
-        return _event({**frame, "choices": [choice]})
+        return event({**frame, "choices": [choice]})
 
     closing = chunk({}, call.finish_reason)
     if call.include_usage:
-        closing += _event({**frame, "choices": [], "usage": call.usage})
-    return StreamPlan(
-        opening=chunk({"role": "assistant", "content": ""}),
-        content=tuple(chunk({"content": piece}) for piece in call.pieces),
-        closing=closing + b"data: [DONE]\n\n",
-    )
+        closing += event({**frame, "choices": [], "usage": call.usage})
+    opening = {"role": "assistant", "content": None if call.tool else ""}
+    if not call.tool:
+        content = [chunk({"content": piece}) for piece in call.pieces]
+    else:
+        first = {"index": 0, **_tool_call(call.tool, completion_id, "")}
+        parts = [{"index": 0, "function": {"arguments": piece}} for piece in call.pieces]
+        content = [chunk({"tool_calls": [part]}) for part in (first, *parts)]
+    return StreamPlan(chunk(opening), tuple(content), closing + b"data: [DONE]\n\n")
+
+
+def _tool_call(name: str, completion_id: str, arguments: str) -> dict[str, Any]:
+    return {"id": f"call_{completion_id}", "type": "function", "function": {"name": name, "arguments": arguments}}
 
 
 def embeddings_body(call: EmbeddingCall) -> bytes:
@@ -220,80 +281,11 @@ def models_body(models: Mapping[str, Model], provider: str) -> bytes:
     return msgspec.json.encode({"object": "list", "data": data})
 
 
-def _reply(provider: str, messages: Sequence[Mapping[str, Any]]) -> str:
-    asked = next((_text(m.get("content")) for m in reversed(messages) if m["role"] == "user"), "")
-    return f"{provider} received {len(messages)} messages, digest {history_digest(messages)}, last asked: {asked[:200]}"
-
-
 def _vector(text: str, dimensions: int) -> "np.ndarray[tuple[int, ...], np.dtype[np.float32]]":
     noise = hashlib.shake_256(text.encode("utf-8", "surrogatepass")).digest(2 * dimensions)
     vector = np.frombuffer(noise, dtype="<i2").astype("<f4") + np.float32(0.5)
     return vector / np.linalg.norm(vector)
 
 
-def _event(payload: object) -> bytes:
-    return b"data: " + msgspec.json.encode(payload) + b"\n\n"
-
-
-def _object(body: bytes) -> dict[str, Any]:
-    try:
-        request = msgspec.json.decode(body)
-    except msgspec.DecodeError as error:
-        raise WireError(400, f"We could not parse the JSON body of your request: {error}") from error
-    if not isinstance(request, dict):
-        raise WireError(400, "The request body must be a JSON object.")
-    return request
-
-
-def _model(request: Mapping[str, Any], models: Mapping[str, Model], kind: ModelKind) -> Model:
-    name = request.get("model")
-    if not isinstance(name, str) or not name:
-        raise WireError(400, "you must provide a model parameter", param="model")
-    model = models.get(name)
-    if model is None:
-        raise WireError(404, f"The model '{name}' does not exist.", param="model", code="model_not_found")
-    if model.kind is not kind:
-        raise WireError(404, f"The model '{name}' serves {model.kind}, not {kind}.", param="model")
-    return model
-
-
-def _messages(request: Mapping[str, Any]) -> list[dict[str, Any]]:
-    messages = request.get("messages")
-    if not isinstance(messages, list) or not messages:
-        raise WireError(400, "'messages' is required: a list of at least one message.", param="messages")
-    for index, message in enumerate(messages):
-        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-            raise WireError(400, f"'messages[{index}]' must be an object with a 'role'.", param=f"messages[{index}]")
-        if not isinstance(message.get("content"), str | list | None):
-            param = f"messages[{index}].content"
-            raise WireError(400, f"'{param}' must be text, a list of parts, or null.", param=param)
-    return messages
-
-
-def _flag(request: Mapping[str, Any], name: str) -> bool:
-    value = request.get(name)
-    if value is not None and not isinstance(value, bool):
-        raise WireError(400, f"Invalid type for '{name}': expected a boolean.", param=name)
-    return bool(value)
-
-
-def _count(request: Mapping[str, Any], name: str) -> int | None:
-    value = request.get(name)
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-        raise WireError(400, f"Invalid '{name}': expected an integer of at least 1.", param=name)
-    return value
-
-
-def _text(content: object) -> str:
-    if isinstance(content, str):
-        return content
-    parts = content if isinstance(content, list) else []
-    return " ".join(p["text"] for p in parts if isinstance(p, dict) and isinstance(p.get("text"), str))
-
-
 def _is_token_ids(value: object) -> bool:
     return isinstance(value, list) and bool(value) and all(type(item) is int for item in value)
-
-
-def _tokens(text: str) -> int:
-    return -(-len(text) // _CHARACTERS_PER_TOKEN)

@@ -1,4 +1,4 @@
-"""One simulated provider: a real HTTP listener on 127.0.0.1 that speaks the OpenAI wire format and suffers faults.
+"""One simulated provider: a real HTTP listener on 127.0.0.1 that speaks its wire format and suffers faults.
 
 The rule of this file: what a request meets is decided when it arrives, by the effect of the faults at that moment and
 the provider's own random numbers; from then on it is only carried out. A refusing provider is the exception: its
@@ -12,29 +12,29 @@ import socket
 import struct
 import time
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from aiohttp import web
 
+from sim.anthropic_wire import AnthropicWire
+from sim.azure_wire import AzureWire
 from sim.faults import Effect, Failure, draw
-from sim.openai_wire import (
-    ChatCall,
-    WireError,
-    completion_body,
-    completion_stream,
-    embeddings_body,
-    models_body,
-    parse_chat,
-    parse_embeddings,
-)
+from sim.openai_wire import OpenAIWire
 from sim.quota import Allowance, Quota, QuotaMeter
+from sim.scenario import Model, WireFormat
 from sim.scenario import Provider as ProviderSpec
+from sim.wire import Answer, Request, StreamPlan, Wire, WireError
 
 _MAX_BODY_BYTES = 64 * 1024 * 1024
 _BACKLOG = 1024
 _WRITE_EVERY_S = 0.005
+_WIRES: Mapping[WireFormat, Callable[[str, Mapping[str, Model]], Wire]] = {
+    WireFormat.OPENAI: OpenAIWire,
+    WireFormat.AZURE: AzureWire,
+    WireFormat.ANTHROPIC: AnthropicWire,
+}
 _OUTCOMES = {401: "auth_error", 429: "rate_limited"}
 
 
@@ -66,6 +66,11 @@ class _Visit:
     fate: Fate
     headers: dict[str, str]
     outcome: str | None = None
+
+    @property
+    def answer_id(self) -> str:
+        """The id that its answer is given."""
+        return self.id.removeprefix("req_")
 
 
 class SimulatedProvider:
@@ -100,7 +105,7 @@ class SimulatedProvider:
         self._clock = clock
         self._changed = changed
         self._rng = random.Random(f"{seed}:{spec.name}")
-        self._models = {model.provider_model_id: model for model in spec.models}
+        self._wire = _WIRES[spec.wire](spec.name, {model.provider_model_id: model for model in spec.models})
         self._places = asyncio.Semaphore(spec.capacity) if spec.capacity else None
         self._waiting = 0
         self._meter = QuotaMeter()
@@ -110,6 +115,11 @@ class SimulatedProvider:
         app = web.Application(client_max_size=_MAX_BODY_BYTES)
         app.router.add_route("*", "/{path:.*}", self._serve)
         self._runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=0.1)
+
+    @property
+    def url(self) -> str:
+        """Its base URL for a client of its wire format."""
+        return f"http://127.0.0.1:{self.port}{self._wire.root}"
 
     @property
     def refusing(self) -> bool:
@@ -156,7 +166,7 @@ class SimulatedProvider:
         headers = tuple((name.decode("latin-1"), value.decode("latin-1")) for name, value in request.raw_headers)
         self.received.append(ReceivedRequest(request.method, request.raw_path, headers, body))
         visit_id = f"req_{self.spec.name}_{self._arrived:08d}"
-        visit = _Visit(visit_id, self._fate(), {"x-request-id": visit_id})
+        visit = _Visit(visit_id, self._fate(), self._wire.id_headers(visit_id))
         self.in_flight += 1
         self._changed()
         try:
@@ -164,7 +174,7 @@ class SimulatedProvider:
         except WireError as error:
             status = error.status
             self._settle(visit, _OUTCOMES.get(status, "server_error" if status >= 500 else "client_error"))
-            return _json(error.body, status, {**visit.headers, **error.headers})
+            return _json(self._wire.error_body(error, visit.id), status, {**visit.headers, **error.headers})
         finally:
             self._settle(visit, "cancelled")
             self.in_flight -= 1
@@ -196,32 +206,27 @@ class SimulatedProvider:
                 return await _never()
             case Failure.RATE_LIMITED:
                 retry_after_s = effect.retry_after_s or 0.0
-                visit.headers |= _limit_headers("requests", self._requests, Allowance(False, 0, retry_after_s))
+                visit.headers |= self._wire.limit_headers(
+                    "requests", self._requests, Allowance(False, 0, retry_after_s)
+                )
                 raise _rate_limited("requests", retry_after_s)
             case Failure.SERVER_ERROR:
                 raise WireError(effect.status, "The server had an error processing your request.", kind="server_error")
-        self._authorise(request)
-        self._take("requests", self._requests, 1, visit)
-        match request.method, request.path:
-            case "POST", "/v1/chat/completions":
-                call = parse_chat(body, self._models, self.spec.name)
-                self._take_tokens(call.usage["total_tokens"], visit)
-                return await self._chat(request, call, visit)
-            case "POST", "/v1/embeddings":
-                embedding = parse_embeddings(body, self._models)
-                self._take_tokens(embedding.prompt_tokens, visit)
-                async with self._place():
-                    await asyncio.sleep(visit.fate.ttft_s)
-                    return await self._send(request, embeddings_body(embedding), visit)
-            case "GET", "/v1/models":
-                return await self._send(request, models_body(self._models, self.spec.name), visit)
-            case method, path:
-                raise WireError(404, f"Invalid URL ({method} {path})")
-
-    def _authorise(self, request: web.Request) -> None:
-        expected = self.spec.api_key
-        if expected is not None and request.headers.get("Authorization") != f"Bearer {expected}":
+        asked = _understood(request, body)
+        if self.spec.api_key is not None and not self._wire.authorised(asked, self.spec.api_key):
             raise WireError(401, "Incorrect API key provided.", code="invalid_api_key")
+        self._take("requests", self._requests, 1, visit)
+        answer = self._wire.answer(asked)
+        self._take_tokens(answer.quota_tokens, visit)
+        if answer.immediate:
+            return await self._send(request, answer, visit)
+        async with self._place():
+            await asyncio.sleep(visit.fate.ttft_s)
+            rate = self.spec.tokens_per_s * effect.tokens_per_s_multiplier
+            if answer.stream is not None:
+                return await self._stream(request, answer.stream(visit.answer_id, int(time.time())), rate, visit)
+            await asyncio.sleep(answer.output_tokens / rate)
+            return await self._send(request, answer, visit)
 
     def _take_tokens(self, tokens: int, visit: _Visit) -> None:
         for quota in visit.fate.effect.quotas:
@@ -229,7 +234,7 @@ class SimulatedProvider:
 
     def _take(self, unit: str, quota: Quota, amount: int, visit: _Visit) -> None:
         allowance = self._meter.take(quota, amount, self._clock())
-        visit.headers |= _limit_headers(unit, quota, allowance)
+        visit.headers |= self._wire.limit_headers(unit, quota, allowance)
         if not allowance.granted:
             override_s = visit.fate.effect.retry_after_s if unit == "tokens" else None
             raise _rate_limited(unit, allowance.reset_s if override_s is None else override_s)
@@ -252,20 +257,7 @@ class SimulatedProvider:
         finally:
             self._places.release()
 
-    async def _chat(self, request: web.Request, call: ChatCall, visit: _Visit) -> web.StreamResponse:
-        rate = self.spec.tokens_per_s * visit.fate.effect.tokens_per_s_multiplier
-        completion_id = f"chatcmpl-{visit.id.removeprefix('req_')}"
-        async with self._place():
-            await asyncio.sleep(visit.fate.ttft_s)
-            if call.stream:
-                return await self._stream(request, call, completion_id, rate, visit)
-            await asyncio.sleep(len(call.pieces) / rate)
-            return await self._send(request, completion_body(call, completion_id, int(time.time())), visit)
-
-    async def _stream(
-        self, request: web.Request, call: ChatCall, completion_id: str, rate: float, visit: _Visit
-    ) -> web.StreamResponse:
-        plan = completion_stream(call, completion_id, int(time.time()))
+    async def _stream(self, request: web.Request, plan: StreamPlan, rate: float, visit: _Visit) -> web.StreamResponse:
         content = list(plan.content)
         cut = int(len(content) * visit.fate.cut)
         failure = visit.fate.failure
@@ -286,8 +278,9 @@ class SimulatedProvider:
         await response.write_eof()
         return response
 
-    async def _send(self, request: web.Request, body: bytes, visit: _Visit) -> web.StreamResponse:
+    async def _send(self, request: web.Request, answer: Answer, visit: _Visit) -> web.StreamResponse:
         failure = visit.fate.failure
+        body = answer.whole(visit.answer_id, int(time.time()))
         part = body[: int(len(body) * visit.fate.cut)]
         self._settle(visit, failure or "ok")
         if failure is None:
@@ -301,6 +294,11 @@ class SimulatedProvider:
         if failure is Failure.TRUNCATE and request.transport is not None:
             request.transport.close()
         return await _never()
+
+
+def _understood(request: web.Request, body: bytes) -> Request:
+    headers = {name.lower(): value for name, value in request.headers.items()}
+    return Request(request.method, request.path, dict(request.query), headers, body)
 
 
 async def _paced(response: web.StreamResponse, events: list[bytes], rate: float) -> None:
@@ -355,11 +353,3 @@ def _rate_limited(unit: str, retry_after_s: float) -> WireError:
 def _retry_after(seconds: float) -> dict[str, str]:
     """Retry-After in whole seconds, as HTTP has it, and the millisecond form OpenAI's SDKs prefer."""
     return {"Retry-After": str(math.ceil(seconds)), "Retry-After-Ms": str(math.ceil(seconds * 1000))}
-
-
-def _limit_headers(unit: str, quota: Quota, allowance: Allowance) -> dict[str, str]:
-    return {
-        f"x-ratelimit-limit-{unit}": str(quota.limit),
-        f"x-ratelimit-remaining-{unit}": str(allowance.remaining),
-        f"x-ratelimit-reset-{unit}": f"{allowance.reset_s:.3f}s",
-    }

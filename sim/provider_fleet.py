@@ -93,8 +93,8 @@ class ProviderFleet:
         return self._providers[name].port
 
     def url(self, name: str) -> str:
-        """The base URL of provider `name` for an OpenAI client, ending in /v1."""
-        return f"http://127.0.0.1:{self.port(name)}/v1"
+        """The base URL of provider `name` for a client of its wire format."""
+        return self._providers[name].url
 
     def requests(self, name: str) -> tuple[ReceivedRequest, ...]:
         """The last requests that reached provider `name`, oldest first, byte for byte."""

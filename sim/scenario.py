@@ -19,7 +19,16 @@ import yaml
 from sim.decode import FieldError, ScenarioError, decode
 from sim.faults import Fault
 
-__all__ = ["Model", "ModelKind", "Provider", "Scenario", "ScenarioError", "load_scenario", "parse_scenario"]
+__all__ = [
+    "Model",
+    "ModelKind",
+    "Provider",
+    "Scenario",
+    "ScenarioError",
+    "WireFormat",
+    "load_scenario",
+    "parse_scenario",
+]
 
 _ROUNDING_S = 1e-6  # scaled times carry rounding errors; neighbours must not be taken for overlapping
 _SLUG = re.compile(r"[a-z0-9][a-z0-9-]*")
@@ -30,6 +39,14 @@ class ModelKind(StrEnum):
 
     CHAT = "chat"
     EMBEDDINGS = "embeddings"
+
+
+class WireFormat(StrEnum):
+    """What a provider speaks."""
+
+    OPENAI = "openai"
+    AZURE = "azure"
+    ANTHROPIC = "anthropic"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +79,8 @@ class Provider:
 
     Attributes:
         port: where it listens on 127.0.0.1; 0 takes a free port.
-        api_key: if given, requests need `Authorization: Bearer <api_key>`.
+        wire: the format it speaks.
+        api_key: if given, requests need it, in the header of the wire format.
         ttft_ms, ttft_sigma: time to first token is log-normal: its median and the sigma of its logarithm.
         tokens_per_s: output speed after the first token.
         baseline_error_rate: share of requests that get 500 on a good day, [0, 1).
@@ -84,6 +102,7 @@ class Provider:
     requests_per_min: int = 600_000
     port: int = 0
     api_key: str | None = None
+    wire: WireFormat = WireFormat.OPENAI
 
     def __post_init__(self) -> None:
         for name in ("name", "region", "zone"):

@@ -28,6 +28,7 @@ class Operation(StrEnum):
 
     CHAT = "chat"
     EMBEDDINGS = "embeddings"
+    RESPONSES = "responses"
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +79,7 @@ class Chunk:
         usage_requested: False only for a chunk of usage alone that the caller did not ask for: it is there for our
             accounting and not to be sent on.
         headers: as in `Reply`, on the first chunk only.
+        event: its name, where the wire format names its events; else b"".
     """
 
     data: bytes = field(repr=False)
@@ -87,6 +89,7 @@ class Chunk:
     output_tokens: int | None = None
     usage_requested: bool = True
     headers: Mapping[str, str] = field(default_factory=_no_headers)
+    event: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,10 +57,12 @@ _CODE: Mapping[str, Outcome] = MappingProxyType(
         "permission_error": Outcome.AUTH_ERROR,
         "permission_denied": Outcome.AUTH_ERROR,
         "billing_error": Outcome.AUTH_ERROR,
+        "deploymentnotfound": Outcome.AUTH_ERROR,
         "model_not_found": Outcome.AUTH_ERROR,
         "invalid_model": Outcome.AUTH_ERROR,
         "not_found_error": Outcome.AUTH_ERROR,
         "invalid_request_error": Outcome.CLIENT_ERROR,
+        "request_too_large": Outcome.CLIENT_ERROR,
         "context_length_exceeded": Outcome.CLIENT_ERROR,
         "content_filter": Outcome.CLIENT_ERROR,
         "content_policy_violation": Outcome.CLIENT_ERROR,
@@ -114,6 +116,15 @@ def detail_of(body: bytes) -> ErrorDetail:
     codes = [said.get(name) for name in ("code", "type", "status")]
     named = tuple(str(c).lower() for c in codes if isinstance(c, str | int) and not isinstance(c, bool) and c)
     return ErrorDetail(message, named)
+
+
+def is_error_object(body: bytes) -> bool:
+    """Is this JSON an error object rather than an answer?"""
+    try:
+        said: Any = msgspec.json.decode(body)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(said, dict) and (bool(said.get("error")) or "error" in (said.get("type"), said.get("object")))
 
 
 def of_status(status: int, detail: ErrorDetail) -> Outcome:

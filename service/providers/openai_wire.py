@@ -4,21 +4,23 @@ The rule of this file: it is pure, and it decodes only the few fields that routi
 the bytes it was; what is malformed is told as `Malformed`, never as an exception of the JSON library.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
 from service.providers.base import Call, Chunk, Operation
+from service.providers.quality import Answered, check_choices, check_end, says_something
+from service.providers.reader import Malformed, Reported
+from service.providers.sse import SseEvent
 
-PATHS: Mapping[Operation, str] = {Operation.CHAT: "/chat/completions", Operation.EMBEDDINGS: "/embeddings"}
-_ANSWER_FIELD: Mapping[Operation, str] = {Operation.CHAT: "choices", Operation.EMBEDDINGS: "data"}
+PATHS: Mapping[Operation, str] = {
+    Operation.CHAT: "/chat/completions",
+    Operation.EMBEDDINGS: "/embeddings",
+    Operation.RESPONSES: "/responses",
+}
 _NOTHING = frozenset({b"", b"null"})
-_EMPTY = frozenset({b"", b"null", b'""', b"[]", b"{}"})
 _ABSENT = msgspec.Raw()
-
-
-class Malformed(ValueError):  # noqa: N818 - named as its outcome
-    """An answer that is not what the wire format promises. The text says what was expected."""
+_UNJUDGED = Answered(finish_reason="unreadable")
 
 
 class _Usage(msgspec.Struct):
@@ -56,6 +58,7 @@ class _ModelList(msgspec.Struct):
 _encode = msgspec.json.Encoder().encode
 _reply = msgspec.json.Decoder(_ReplyPeek)
 _chunk = msgspec.json.Decoder(_ChunkPeek)
+_choices = msgspec.json.Decoder(list[Answered])
 _usage = msgspec.json.Decoder(_Usage)
 _fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _models = msgspec.json.Decoder(_ModelList)
@@ -101,37 +104,60 @@ def _with_usage(raw: msgspec.Raw) -> bytes:
     return b"{" + b",".join([_encode(name) + b":" + bytes(value) for name, value in options.items()]) + b"}"
 
 
-def check_reply(body: bytes, operation: Operation) -> tuple[Tokens, bool]:
-    """Return the tokens (in, out) of a 200 answer, and whether it is an error object instead.
+def check_reply(body: bytes, operation: Operation, *, json: bool = False) -> Tokens:
+    """Return the tokens (in, out) of a 200 answer to a chat or embeddings request.
+
+    Args:
+        body: the answer.
+        operation: what was asked.
+        json: whether the request asked for JSON.
 
     Raises:
+        Reported: it is an error object instead.
         Malformed: it is not a JSON object, or lacks what `operation` answers with.
+        Unusable: it is empty, or not JSON though it should be.
     """
     try:
         peek = _reply.decode(body)
     except (ValueError, RecursionError) as error:
         raise Malformed(f"expected a JSON object as the answer: {error}") from None
     if bytes(peek.error) not in _NOTHING:
-        return (None, None), True
-    name = _ANSWER_FIELD[operation]
-    if not bytes(peek.choices if name == "choices" else peek.data).startswith(b"["):
-        raise Malformed(f"expected an answer with a list of {name}")
-    return _tokens(peek.usage), False
+        raise Reported(body)
+    if operation is Operation.EMBEDDINGS:
+        if not bytes(peek.data).startswith(b"["):
+            raise Malformed("expected an answer with a list of data")
+        if bytes(peek.data) == b"[]":
+            check_end({None})
+        return _tokens(peek.usage)
+    if not bytes(peek.choices).startswith(b"["):
+        raise Malformed("expected an answer with a list of choices")
+    check_choices(_readable(peek.choices), json=json)
+    return _tokens(peek.usage)
+
+
+def _readable(raw: msgspec.Raw) -> list[Answered]:
+    """Choices of an unknown shape count as an answer: they must not cost the caller one."""
+    try:
+        return _choices.decode(raw)
+    except (ValueError, RecursionError):
+        return [_UNJUDGED]
 
 
 class StreamReader:
-    """Looks into the events of one stream and knows when it is complete.
+    """Looks into the events of one stream of chat chunks and knows when it is complete. An `EventReader`.
 
     Args:
         usage_requested: whether the caller asked for the usage chunk itself.
     """
 
-    __slots__ = ("_finished", "_seen", "_usage_requested", "done")
+    __slots__ = ("_finished", "_reasons", "_seen", "_spoken", "_usage_requested", "done")
 
     def __init__(self, *, usage_requested: bool) -> None:
         self._usage_requested = usage_requested
         self._seen: set[int] = set()
         self._finished: set[int] = set()
+        self._reasons: set[str | None] = set()
+        self._spoken = False
         self.done = False
 
     @property
@@ -139,30 +165,40 @@ class StreamReader:
         """[DONE] was seen, or every choice has told why it finished."""
         return self.done or (bool(self._seen) and self._seen == self._finished)
 
-    def read(self, data: bytes) -> Chunk | None:
-        """Look into one event other than [DONE]; returns None when it is an error object.
+    def read(self, event: SseEvent) -> Sequence[Chunk]:
+        """Look into one event.
 
         Raises:
+            Reported: it is an error object.
             Malformed: it is not a JSON object, or its choices are not choices.
+            Unusable: it ends an answer in which nothing was said.
         """
+        data = event.data
+        if data == b"[DONE]":
+            self.done = True
+            return ()
         try:
             peek = _chunk.decode(data)
         except (ValueError, RecursionError) as error:
             raise Malformed(f"expected JSON objects as events: {error}") from None
         if bytes(peek.error) not in _NOTHING:
-            return None
+            raise Reported(data)
         has_content = False
         finish_reason = None
         for choice in peek.choices or ():
             self._seen.add(choice.index)
             if choice.finish_reason is not None:
                 self._finished.add(choice.index)
+                self._reasons.add(choice.finish_reason)
                 finish_reason = choice.finish_reason
             if choice.delta and not has_content:
-                has_content = any(bytes(raw) not in _EMPTY for name, raw in choice.delta.items() if name != "role")
+                has_content = says_something(choice.delta)
+        self._spoken = self._spoken or has_content
+        if finish_reason is not None and not self._spoken and self._seen == self._finished:
+            check_end(self._reasons)  # now, while nothing has been handed on that matters
         input_tokens, output_tokens = _tokens(peek.usage)
         usage_alone = not peek.choices and input_tokens is not None
-        return Chunk(
+        chunk = Chunk(
             data,
             has_content,
             finish_reason,
@@ -170,6 +206,13 @@ class StreamReader:
             output_tokens,
             usage_requested=self._usage_requested or not usage_alone,
         )
+        return (chunk,)
+
+    def end(self) -> Sequence[Chunk]:
+        """Nothing is owed: every event was handed on when it came."""
+        if not self._spoken:
+            check_end(self._reasons)
+        return ()
 
 
 def read_models(body: bytes) -> list[tuple[str, bytes]]:

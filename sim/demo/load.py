@@ -21,7 +21,7 @@ from routecast.v1 import chat_pb2, router_pb2, router_pb2_grpc
 
 from sim.demo.processes import Addresses
 from sim.demo.story import Story
-from sim.openai_wire import history_digest
+from sim.wire import history_digest
 
 _TIMEOUT_S = 20.0
 _MAX_IN_FLIGHT = 64

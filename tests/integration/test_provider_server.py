@@ -18,7 +18,7 @@ import pytest
 from yarl import URL
 
 from sim.faults import FaultKind
-from sim.openai_wire import history_digest
+from sim.wire import history_digest
 from sim.provider_server import Fault, ProviderFleet
 from sim.scenario import Scenario, parse_scenario
 

@@ -190,7 +190,6 @@ ODD_CHOICE: dict[str, Any] = {"index": 0, "finish_reason": "stop", "logprobs": N
                 ODD_CHOICE | {"message": {"role": None, "content": "hi"}, "delta": {"role": None, "content": "hi"}}
             ]
         },
-        {"choices": [ODD_CHOICE | {"message": None, "delta": None}]},
         {"usage": {"prompt_tokens": "many"}},
     ],
 )

@@ -10,15 +10,11 @@ from routing.outcomes import Outcome
 from service.providers.base import Call, Operation
 from service.providers.classify import detail_of, error_text, of_error_object, of_status
 from service.providers.openai_compatible import OpenAICompatible
-from service.providers.openai_wire import (
-    Malformed,
-    StreamReader,
-    check_reply,
-    read_models,
-    request_body,
-    usage_requested,
-)
+from service.providers.openai_wire import StreamReader, check_reply, read_models, request_body, usage_requested
+from service.providers.quality import wants_json
+from service.providers.reader import Malformed, Reported, Unusable
 from service.providers.retry_after import asked_wait_s, retry_after_s
+from service.providers.sse import SseEvent
 from service.providers.transport import UpstreamRequest, UpstreamResponse
 
 NOW = datetime(2026, 11, 5, 12, 0, 0, tzinfo=UTC).timestamp()
@@ -186,14 +182,15 @@ def test_a_server_error_waits_only_when_asked_to() -> None:
 @pytest.mark.parametrize(
     ("body", "tokens"),
     [
-        (b'{"choices":[{}],"usage":{"prompt_tokens":3,"completion_tokens":5}}', (3, 5)),
-        (b'{"choices":[],"usage":null,"error":null}', (None, None)),
-        (b'{"choices":[],"usage":{"prompt_tokens":"many"}}', (None, None)),
-        (b'{"choices":[],"timings":{"x":1}}', (None, None)),
+        (b'{"choices":[{"message":{"content":"a"}}],"usage":{"prompt_tokens":3,"completion_tokens":5}}', (3, 5)),
+        (b'{"choices":[{"message":{"content":"a"}}],"usage":null,"error":null}', (None, None)),
+        (b'{"choices":[{"message":{"content":"a"}}],"usage":{"prompt_tokens":"many"}}', (None, None)),
+        (b'{"choices":[{"message":{"content":"a"}}],"timings":{"x":1}}', (None, None)),
+        (b'{"choices":["of a shape nobody knows"]}', (None, None)),
     ],
 )
 def test_tokens_are_read_and_never_cost_an_answer(body: bytes, tokens: tuple[int | None, int | None]) -> None:
-    assert check_reply(body, Operation.CHAT) == (tokens, False)
+    assert check_reply(body, Operation.CHAT) == tokens
 
 
 @pytest.mark.parametrize(
@@ -230,8 +227,7 @@ def test_an_answer_that_is_none_is_malformed(body: bytes) -> None:
     ],
 )
 def test_a_first_token_is_told_from_a_role(delta: bytes, has_content: bool) -> None:
-    chunk = StreamReader(usage_requested=True).read(b'{"choices":[{"delta":' + delta + b"}]}")
-    assert chunk is not None
+    (chunk,) = StreamReader(usage_requested=True).read(SseEvent(b'{"choices":[{"delta":' + delta + b"}]}"))
     assert chunk.has_content is has_content
 
 
@@ -244,8 +240,91 @@ def test_a_stream_is_complete_when_every_choice_has_finished() -> None:
         (1, b'"stop"', False),
         (0, b'"stop"', True),
     ]:
-        reader.read(b'{"choices":[{"index":%d,"delta":{},"finish_reason":%s}]}' % (index, reason))
+        event = b'{"choices":[{"index":%d,"delta":{"content":"a"},"finish_reason":%s}]}' % (index, reason)
+        reader.read(SseEvent(event))
         assert reader.complete is complete
+
+
+FINISHED = b'{"choices":[{"message":%s,"finish_reason":%s}]}'
+
+
+@pytest.mark.parametrize(
+    ("message", "reason", "empty"),
+    [
+        (b'{"role":"assistant","content":""}', b'"stop"', True),
+        (b'{"role":"assistant","content":null,"tool_calls":[],"refusal":null}', b'"tool_calls"', True),
+        (b"null", b'"stop"', True),
+        (b'{"content":" "}', b'"stop"', False),
+        (b'{"content":null,"tool_calls":[{"id":"1"}]}', b'"tool_calls"', False),
+        (b'{"content":null,"refusal":"no"}', b'"stop"', False),
+        (b'{"content":""}', b'"length"', False),
+        (b'{"content":""}', b'"content_filter"', False),
+    ],
+)
+def test_an_answer_is_empty_when_nothing_is_said_and_nothing_explains_it(
+    message: bytes, reason: bytes, empty: bool
+) -> None:
+    """F-09: response quality."""
+    body = FINISHED % (message, reason)
+    reader = StreamReader(usage_requested=True)
+    reader.read(SseEvent(b'{"choices":[{"index":0,"delta":{"role":"assistant","content":""}}]}'))
+    streamed = SseEvent(body.replace(b'"message"', b'"delta"'))
+    if not empty:
+        assert check_reply(body, Operation.CHAT) == (None, None)
+        assert len(reader.read(streamed)) == 1
+        return
+    for read in (lambda: check_reply(body, Operation.CHAT), lambda: reader.read(streamed)):
+        with pytest.raises(Unusable) as raised:
+            read()
+        assert raised.value.outcome is Outcome.EMPTY
+
+
+def test_one_choice_that_speaks_is_an_answer() -> None:
+    assert check_reply(b'{"choices":[{"message":{"content":""}},{"message":{"content":"a"}}]}', Operation.CHAT)
+    reader = StreamReader(usage_requested=True)
+    for event in (b'{"index":0,"delta":{},"finish_reason":"stop"}', b'{"index":1,"delta":{"content":"a"}}'):
+        reader.read(SseEvent(b'{"choices":[{"index":1,"delta":{}},' + event + b"]}"))
+    assert reader.read(SseEvent(b'{"choices":[{"index":1,"delta":{},"finish_reason":"stop"}]}'))
+
+
+@pytest.mark.parametrize(
+    ("content", "reason", "refused"),
+    [
+        (b'"{\\"a\\": 1}"', b'"stop"', False),
+        (b'"Sure:\\n```json\\n{\\"a\\": [1]}\\n```"', b'"stop"', False),
+        (b'"[1, 2]"', b'"stop"', False),
+        (b'"I would rather not."', b'"stop"', True),
+        (b'"{\\"a\\": "', b'"stop"', True),
+        (b'"{\\"a\\": "', b'"length"', False),
+        (b'[{"type":"text","text":"parts"}]', b'"stop"', False),
+    ],
+)
+def test_an_answer_without_any_json_refuses_the_format_that_was_asked(
+    content: bytes, reason: bytes, refused: bool
+) -> None:
+    """F-09: response quality."""
+    body = FINISHED % (b'{"content":' + content + b"}", reason)
+    assert check_reply(body, Operation.CHAT, json=False) == (None, None)
+    if refused:
+        with pytest.raises(Unusable) as raised:
+            check_reply(body, Operation.CHAT, json=True)
+        assert raised.value.outcome is Outcome.REFUSED_FORMAT
+    else:
+        assert check_reply(body, Operation.CHAT, json=True) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("body", "wanted"),
+    [
+        (b'{"response_format":{"type":"json_schema","json_schema":{}}}', True),
+        (b'{"response_format":{"type":"json_object"}}', True),
+        (b'{"response_format":{"type":"text"}}', False),
+        (b'{"response_format":[7]}', False),
+        (b"{}", False),
+    ],
+)
+def test_json_is_wanted_when_the_request_says_so(body: bytes, wanted: bool) -> None:
+    assert wants_json(_call(body)) is wanted
 
 
 def test_only_a_usage_chunk_that_nobody_asked_for_is_marked() -> None:
@@ -258,18 +337,25 @@ def test_only_a_usage_chunk_that_nobody_asked_for_is_marked() -> None:
         (beside, False, False),
         (empty, False, False),
     ]:
-        chunk = StreamReader(usage_requested=requested).read(data)
-        assert chunk is not None
+        (chunk,) = StreamReader(usage_requested=requested).read(SseEvent(data))
         assert chunk.usage_requested is not marked
         assert chunk.data == data
 
 
 def test_an_error_object_and_nonsense_in_a_stream_are_told_apart() -> None:
     reader = StreamReader(usage_requested=True)
-    assert reader.read(b'{"error":{"message":"x"}}') is None
+    with pytest.raises(Reported):
+        reader.read(SseEvent(b'{"error":{"message":"x"}}'))
     for nonsense in (b'{"choices":[{"del', b"7", b'{"choices":[7]}', b"\xff"):
         with pytest.raises(Malformed):
-            reader.read(nonsense)
+            reader.read(SseEvent(nonsense))
+
+
+def test_an_error_object_is_no_answer() -> None:
+    body = b'{"error":{"message":"x"}}'
+    with pytest.raises(Reported) as reported:
+        check_reply(body, Operation.CHAT)
+    assert reported.value.body == body
 
 
 def test_listed_models_keep_their_raw_entries() -> None:

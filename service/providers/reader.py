@@ -1,0 +1,54 @@
+"""What a wire format promises to those who carry it: how the events of a stream become chunks.
+
+The rule of this file: it holds the contract and its three ways out, so that a wire format stays pure and knows nothing
+of sockets.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from routing.outcomes import Outcome
+from service.providers.base import Chunk
+from service.providers.sse import SseEvent
+
+
+class Malformed(ValueError):  # noqa: N818 - named as its outcome
+    """An answer that is not what the wire format promises. The text says what was expected."""
+
+
+class Reported(Exception):  # noqa: N818 - what the provider reported, not an error of ours
+    """An error object under a good status, or as an event of a stream; `body` holds it as JSON."""
+
+    def __init__(self, body: bytes) -> None:
+        super().__init__("the provider reported an error")
+        self.body = body
+
+
+class Unusable(Exception):  # noqa: N818 - says what the answer is
+    """A well-formed answer that nobody can use: EMPTY or REFUSED_FORMAT."""
+
+    def __init__(self, outcome: Outcome, text: str) -> None:
+        super().__init__(text)
+        self.outcome = outcome
+
+
+class EventReader(Protocol):
+    """Reads the events of one stream."""
+
+    @property
+    def done(self) -> bool:
+        """The last event has been read."""
+        ...
+
+    @property
+    def complete(self) -> bool:
+        """The answer would be whole if the stream ended now."""
+        ...
+
+    def read(self, event: SseEvent) -> Sequence[Chunk]:
+        """Return the chunks that `event` makes; raises Reported, Malformed and Unusable."""
+        ...
+
+    def end(self) -> Sequence[Chunk]:
+        """Return the chunks still owed once a complete stream has ended; raises Unusable."""
+        ...
