@@ -5,29 +5,21 @@ is an ArtifactError that says what is wrong and where, and never a wrong forecas
 """
 
 import hashlib
-import io
 import os
-import zipfile
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as library_version
 from pathlib import Path
 
 import msgspec
-import numpy as np
-import numpy.typing as npt
 
 from scoring.features import FEATURE_SET, NAMES
-from scoring.forecaster import Calibration, Forecaster, Forest
+from scoring.forecaster import Forecaster
 from scoring.metrics import Caught, Skill
+from scoring.packing import unpack
 
 ARRAYS = "arrays.npz"
 MANIFEST = "manifest.json"
-_MAX_DEPTH = 64
-_DTYPES = {
-    "feature": np.int32, "threshold": np.float64, "missing_left": np.bool_, "left": np.int32, "right": np.int32,
-    "value": np.float64,
-}  # fmt: skip
-_SCALARS = ("depth", "baseline", "slope", "intercept")
 
 
 class ArtifactError(Exception):
@@ -42,12 +34,15 @@ class ArtifactError(Exception):
 class Manifest:
     """Provenance and figures of one forecaster.
 
-    `threshold` is the risk from which on it should be acted upon. The figures come from data that neither the fit nor
-    the calibration nor the threshold has seen. `incidents` is by kind of incident. `parent` is the version it was
-    compared with or blended from, `trained_at` unix seconds (None for the reproducible prior).
+    `kind`: trees, logistic, level, or a blend of these with the shipped prior. `threshold` is the risk from which on it
+    should be acted upon. The figures come from data that neither the fit nor the calibration nor the threshold has
+    seen. `incidents` is by kind of incident. `parent` is the champion it was compared with, `code` the version of this
+    package; `trained_at`, `data_from` and `data_until` are unix seconds (None for the reproducible prior).
     """
 
     version: str
+    kind: str
+    code: str
     trained_at: float | None
     seed: int
     feature_set: str
@@ -56,6 +51,8 @@ class Manifest:
     threshold: float
     libraries: dict[str, str]
     data: str
+    data_from: float | None
+    data_until: float | None
     skill: Skill
     false_alarms_per_day: float | None
     endpoint_days: float
@@ -72,26 +69,17 @@ class Model:
     manifest: Manifest
 
 
+def code_version() -> str:
+    """Return the version of this package, empty when it runs from a tree that was never installed."""
+    try:
+        return library_version("routecast")
+    except PackageNotFoundError:
+        return ""
+
+
 def libraries() -> dict[str, str]:
     """Return the versions of the libraries that shape a fit."""
     return {name: library_version(name) for name in ("numpy", "scikit-learn")}
-
-
-def pack(forecaster: Forecaster) -> bytes:
-    """Return the bytes of `arrays.npz`; equal forecasters give equal bytes."""
-    forest, calibration = forecaster.forest, forecaster.calibration
-    buffer = io.BytesIO()
-    arrays: dict[str, npt.NDArray[np.generic]] = {name: getattr(forest, name) for name in _DTYPES}
-    np.savez_compressed(
-        buffer,
-        allow_pickle=False,
-        **arrays,
-        depth=np.float64(forest.depth),
-        baseline=np.float64(forest.baseline),
-        slope=np.float64(calibration.slope),
-        intercept=np.float64(calibration.intercept),
-    )
-    return buffer.getvalue()
 
 
 def checksum(arrays: bytes) -> str:
@@ -141,7 +129,10 @@ def load(directory: Path) -> Model:
         raise ArtifactError(
             path, f"damaged: SHA-256 {found[:12]}…, expected {manifest.arrays_sha256[:12]}… (by its manifest)"
         )
-    return Model(_unpack(path, content), manifest)
+    try:
+        return Model(unpack(content), manifest)
+    except ValueError as error:
+        raise ArtifactError(path, str(error)) from error
 
 
 def _read(path: Path) -> bytes:
@@ -149,44 +140,3 @@ def _read(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise ArtifactError(path, f"cannot be read: {error.strerror}") from error
-
-
-def _unpack(path: Path, content: bytes) -> Forecaster:
-    try:
-        with np.load(io.BytesIO(content), allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise ArtifactError(path, f"not an archive of arrays: {error}") from error
-    missing = [name for name in (*_DTYPES, *_SCALARS) if name not in arrays]
-    if missing:
-        raise ArtifactError(path, f"expected the arrays {', '.join((*_DTYPES, *_SCALARS))}; {missing[0]!r} is missing")
-    for name in _SCALARS:
-        if arrays[name].shape != () or arrays[name].dtype != np.float64 or not np.isfinite(arrays[name]):
-            raise ArtifactError(path, f"{name}: expected one finite float64")
-    _check_trees(path, arrays)
-    scalars = {name: float(arrays[name]) for name in _SCALARS}
-    if not 0 <= scalars["depth"] <= _MAX_DEPTH:
-        raise ArtifactError(path, f"depth = {scalars['depth']}: expected 0 to {_MAX_DEPTH}")
-    if not scalars["slope"] > 0:
-        raise ArtifactError(path, f"slope = {scalars['slope']}: expected a positive number")
-    forest = Forest(
-        **{name: arrays[name] for name in _DTYPES}, depth=int(scalars["depth"]), baseline=scalars["baseline"]
-    )
-    return Forecaster(forest, Calibration(scalars["slope"], scalars["intercept"]))
-
-
-def _check_trees(path: Path, arrays: dict[str, npt.NDArray[np.generic]]) -> None:
-    shape = arrays["feature"].shape
-    if len(shape) != 2 or 0 in shape:
-        raise ArtifactError(path, f"feature: expected trees × nodes, got shape {shape}")
-    for name, dtype in _DTYPES.items():
-        if arrays[name].dtype != dtype or arrays[name].shape != shape:
-            found = f"{arrays[name].dtype} of shape {arrays[name].shape}"
-            raise ArtifactError(path, f"{name}: expected {np.dtype(dtype)} of shape {shape}, got {found}")
-    for name, limit in (("feature", len(NAMES)), ("left", shape[1]), ("right", shape[1])):
-        values = arrays[name].astype(np.int64)
-        if values.min() < 0 or values.max() >= limit:
-            raise ArtifactError(path, f"{name}: expected indices in [0, {limit}), got {values.min()} to {values.max()}")
-    for name in ("threshold", "value"):
-        if not np.isfinite(arrays[name].astype(np.float64)).all():
-            raise ArtifactError(path, f"{name}: expected finite numbers")

@@ -1,111 +1,78 @@
-"""The forecaster: boosted trees and a calibration as plain arrays, evaluated by numpy.
+"""The forecaster: what a model says in log-odds, calibrated for the endpoint's group, within what it was trained on.
 
-The rule of this file: what scikit-learn trained is walked here exactly as scikit-learn walks it (a value goes left when
-it is at most the threshold; a missing one goes where training sent missing values), so serving needs neither
-scikit-learn nor pickle.
+The rule of this file: everything that scores (trees, logistic regression, the level rule) is one `Scores`, so that the
+gate, the registry and the scoring process treat champions and challengers alike.
 """
 
-from dataclasses import dataclass, fields
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from scoring.calibration import Calibration, sigmoid
+from scoring.domain import Domain
+
 _Floats = npt.NDArray[np.float64]
-_Ints = npt.NDArray[np.int32]
-# Rows walked at a time: bounds the memory of rows × trees.
-_CHUNK = 512
 
 
-@dataclass(frozen=True, slots=True)
-class Forest:
-    """Boosted trees. All arrays are trees × nodes, padded; node 0 is a tree's root and a leaf leads to itself.
-
-    `feature` is the column a node looks at, `threshold` the largest value that goes left, `missing_left` where a NaN
-    goes, `value` a leaf's share of the log-odds (0 in inner nodes). `depth` is the longest way from a root to a leaf,
-    `baseline` the log-odds before any tree.
-    """
-
-    feature: _Ints
-    threshold: _Floats
-    missing_left: npt.NDArray[np.bool_]
-    left: _Ints
-    right: _Ints
-    value: _Floats
-    depth: int
-    baseline: float
-
-    @property
-    def trees(self) -> int:
-        """How many trees there are."""
-        return len(self.feature)
+class Scores(Protocol):
+    """Something that turns features into raw log-odds."""
 
     def log_odds(self, x: _Floats) -> _Floats:
-        """Return the raw log-odds of each row of `x` (n × features, float64; NaN means missing)."""
-        if len(x) > _CHUNK:
-            return np.concatenate([self.log_odds(x[i : i + _CHUNK]) for i in range(0, len(x), _CHUNK)])
-        rows = np.arange(len(x))[:, None]
-        trees, nodes = self.feature.shape
-        first = np.arange(trees, dtype=np.int32) * np.int32(nodes)
-        feature, threshold, missing = self.feature.ravel(), self.threshold.ravel(), self.missing_left.ravel()
-        left, right = self.left.ravel(), self.right.ravel()
-        any_missing = bool(np.isnan(x).any())
-        at = np.broadcast_to(first, (len(x), trees)).copy()
-        for _ in range(self.depth):
-            seen = x[rows, feature[at]]
-            goes_left = seen <= threshold[at]
-            if any_missing:
-                goes_left |= np.isnan(seen) & missing[at]
-            at = first + np.where(goes_left, left[at], right[at])
-        total: _Floats = self.baseline + self.value.ravel()[at].sum(axis=1)
-        return total
-
-    def blended(self, other: "Forest", weight: float) -> "Forest":
-        """Return the forest whose log-odds are `weight` times these plus (1 - weight) times those of `other`.
-
-        A sum of trees with scaled leaves is a forest again, so a blend costs nothing new to serve.
-        """
-        if not 0 <= weight <= 1:
-            raise ValueError(f"weight = {weight!r}: expected a share in [0, 1]")
-        width = max(self.feature.shape[1], other.feature.shape[1])
-        mine, theirs = self._padded(width), other._padded(width)
-        stacked = {name: np.concatenate([array, theirs[name]]) for name, array in mine.items()}
-        stacked["value"] *= np.repeat([weight, 1 - weight], [self.trees, other.trees])[:, None]
-        return Forest(
-            **stacked,
-            depth=max(self.depth, other.depth),
-            baseline=weight * self.baseline + (1 - weight) * other.baseline,
-        )
-
-    def _padded(self, width: int) -> dict[str, npt.NDArray[Any]]:
-        arrays = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("depth", "baseline")}
-        return {name: np.pad(array, ((0, 0), (0, width - array.shape[1]))) for name, array in arrays.items()}
+        """Return one value per row of `x` (n × features, float64), higher for more risk."""
 
 
 @dataclass(frozen=True, slots=True)
-class Calibration:
-    """Platt scaling: risk = 1 / (1 + exp(-(slope × log-odds + intercept))), slope > 0.
+class Weighted:
+    """A model's share in a blend, in [0, 1]."""
 
-    Platt, "Probabilistic outputs for support vector machines", 1999. Two parameters keep the order of the risks and
-    need little evidence; on simulated worlds isotonic steps gained nothing and made the threshold jumpy.
-    """
-
-    slope: float = 1.0
-    intercept: float = 0.0
-
-    def risk(self, log_odds: _Floats) -> _Floats:
-        """Return calibrated probabilities in (0, 1)."""
-        scaled = np.clip(self.slope * log_odds + self.intercept, -700.0, 700.0)
-        return np.asarray(1.0 / (1.0 + np.exp(-scaled)), dtype=np.float64)
+    weight: float
+    model: Scores
 
 
 @dataclass(frozen=True, slots=True)
 class Forecaster:
-    """From features to the calibrated probability of being degraded within the horizon."""
+    """From features to the calibrated probability of being degraded within the horizon.
 
-    forest: Forest
+    Log-odds of the parts are added by weight (one part of weight 1 for an unblended model). `groups` holds the
+    calibrations of endpoint groups (providers); all others go by `calibration`.
+    """
+
+    parts: tuple[Weighted, ...]
     calibration: Calibration
+    domain: Domain
+    groups: Mapping[str, Calibration] = field(default_factory=dict)
 
-    def risks(self, x: _Floats) -> _Floats:
-        """Return one probability per row of `x` (n × features)."""
-        return self.calibration.risk(self.forest.log_odds(x)) if len(x) else np.empty(0)
+    def log_odds(self, x: _Floats) -> _Floats:
+        """Return the blended log-odds of each row of `x` (n × features), before calibration."""
+        total = np.zeros(len(x))
+        if len(x):
+            for part in self.parts:
+                total += part.weight * part.model.log_odds(x)
+        return total
+
+    def risks(self, x: _Floats, groups: Sequence[str] = ()) -> _Floats:
+        """Return one probability per row of `x` (n × features); `groups` names each row's group, none when empty."""
+        log_odds = self.log_odds(x)
+        if not groups or not self.groups:
+            return self.calibration.risk(log_odds)
+        chosen = [self.groups.get(group, self.calibration) for group in groups]
+        slope = np.array([calibration.slope for calibration in chosen])
+        return sigmoid(slope * log_odds + np.array([calibration.intercept for calibration in chosen]))
+
+
+def blended(fresh: Forecaster, known: Forecaster, weight: float) -> tuple[Weighted, ...]:
+    """Return the parts whose log-odds are `weight` times those of `fresh` plus (1 - weight) times those of `known`.
+
+    Raises ValueError for a weight outside [0, 1].
+    """
+    if not 0 <= weight <= 1:
+        raise ValueError(f"weight = {weight!r}: expected a share in [0, 1]")
+    scaled = [
+        Weighted(share * part.weight, part.model)
+        for share, own in ((weight, fresh), (1 - weight, known))
+        for part in own.parts
+    ]
+    return tuple(part for part in scaled if part.weight > 0)

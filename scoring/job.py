@@ -13,14 +13,17 @@ from pathlib import Path
 from analytics.store import connect
 from analytics.training import TrainingRows, training_rows
 from scoring.alarms import choose_threshold, endpoint_days, false_alarms
-from scoring.artifact import ArtifactError, Manifest, Model, checksum, libraries, pack
+from scoring.artifact import ArtifactError, Manifest, Model, checksum, code_version, libraries
+from scoring.calibration import Calibration, fit_calibration
+from scoring.domain import domain_of
 from scoring.features import FEATURE_SET, NAMES
-from scoring.forecaster import Calibration, Forecaster
+from scoring.forecaster import Forecaster, Weighted, blended
 from scoring.history_rows import Part, split
 from scoring.labels import HORIZON_S
 from scoring.metrics import Skill, skill
+from scoring.packing import pack
 from scoring.registry import Registry
-from scoring.training import export, fit_calibration, fit_classifier
+from scoring.training import export, fit_classifier
 
 SHARES = (0.5, 0.25, 0.25)
 MAX_FALSE_ALARMS_PER_DAY = 3.0
@@ -128,16 +131,17 @@ def _lacking(rows: tuple[int, ...], incidents: tuple[int, ...]) -> str:
 def _fit(fit: Part, calibrate: Part, champion: Model, incidents: int, seed: int) -> _Candidate:
     x, y = fit.labelled
     x_cal, y_cal = calibrate.labelled
-    fresh = export(fit_classifier(x, y, x_cal, y_cal, seed))
+    domain = domain_of(x, y)
+    fresh = Forecaster((Weighted(1.0, export(fit_classifier(x, y, x_cal, y_cal, seed))),), Calibration(), domain)
     weight = incidents / (incidents + _HALF_WEIGHT_INCIDENTS)
-    forest = fresh.blended(champion.forecaster.forest, weight)
-    own = fit_calibration(forest.log_odds(x_cal), y_cal)
+    parts = blended(fresh, champion.forecaster, weight)
+    own = fit_calibration(Forecaster(parts, Calibration(), domain).log_odds(x_cal), y_cal)
     known = champion.forecaster.calibration
     # Recalibrating on little evidence hurts more than it helps: drawn towards the champion's in the same measure.
     calibration = Calibration(
         weight * own.slope + (1 - weight) * known.slope, weight * own.intercept + (1 - weight) * known.intercept
     )
-    forecaster = Forecaster(forest, calibration)
+    forecaster = Forecaster(parts, calibration, domain.with_(champion.forecaster.domain))
     series = calibrate.series(forecaster.risks(calibrate.x))
     if endpoint_days(series) < _MIN_THRESHOLD_DAYS:
         return _Candidate(forecaster, champion.manifest.threshold, weight)
@@ -175,6 +179,8 @@ def _manifest(
     first, last = (time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(moment)) for moment in period)
     return Manifest(
         version=f"h{int(trained_at)}-{digest[:8]}",
+        kind="blend",
+        code=code_version(),
         trained_at=trained_at,
         seed=seed,
         feature_set=FEATURE_SET,
@@ -186,6 +192,8 @@ def _manifest(
             f"history from {first} to {last}: {incidents} incidents; own trees weigh {candidate.weight:.2f}, "
             f"those of {champion.manifest.version} the rest; figures are of the last quarter"
         ),
+        data_from=period[0],
+        data_until=period[1],
         skill=own,
         false_alarms_per_day=alarms / days if days else None,
         endpoint_days=days,

@@ -1,4 +1,4 @@
-"""Fitting: a histogram gradient boosting classifier and its calibration, exported to plain arrays.
+"""Fitting: histogram gradient boosting and logistic regression, exported to plain arrays.
 
 The rule of this file: it alone imports scikit-learn, and it alone touches the private tree arrays of a fitted model.
 Classes are not reweighted: that would distort the probabilities; rare positives are met by log loss and early stopping
@@ -10,15 +10,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from sklearn.ensemble import HistGradientBoostingClassifier
+from sklearn.linear_model import LogisticRegression
 
 from scoring.features import DIRECTIONS
-from scoring.forecaster import Calibration, Forest
+from scoring.forest import Forest
+from scoring.linear import Linear
 
 _Floats = npt.NDArray[np.float64]
 _Labels = npt.NDArray[np.int8]
 
 MAX_TREES = 160
-_NEWTON_STEPS = 50
+_RIDGE = 0.1
+_MAX_STEPS = 300
 
 
 def fit_classifier(x: _Floats, y: _Labels, x_val: _Floats, y_val: _Labels, seed: int) -> HistGradientBoostingClassifier:
@@ -70,26 +73,17 @@ def export(classifier: HistGradientBoostingClassifier) -> Forest:
     )
 
 
-def fit_calibration(log_odds: _Floats, y: _Labels) -> Calibration:
-    """Fit Platt scaling by Newton's method, with Platt's smoothed targets.
+def fit_linear(x: _Floats, y: _Labels, seed: int) -> Linear:
+    """Fit logistic regression on standardised, clipped features (n × features). Raises ValueError for one class."""
+    center = np.median(x, axis=0)
+    # A feature that hardly ever moves has no spread between its quantiles; its standard deviation stands in.
+    low, high = np.quantile(x, (0.16, 0.84), axis=0)
+    scale = np.maximum((high - low) / 2, np.maximum(0.25 * x.std(axis=0), 1e-3))
+    frame = Linear(center, scale, np.zeros(x.shape[1]), 0.0)
+    fitted = fit_logistic(frame.standardised(x), y, seed)
+    return Linear(center, scale, fitted.coef_[0].astype(np.float64), float(fitted.intercept_[0]))
 
-    Raises ValueError when one class is missing or higher log-odds do not mean more risk.
-    """
-    positives = int(y.sum())
-    negatives = len(y) - positives
-    if not positives or not negatives:
-        raise ValueError(f"calibration needs both classes, got {positives} positives and {negatives} negatives")
-    target = np.where(y == 1, (positives + 1) / (positives + 2), 1 / (negatives + 2))
-    design = np.stack([log_odds, np.ones_like(log_odds)], axis=1)
-    weights = np.array([1.0, 0.0])
-    for _ in range(_NEWTON_STEPS):
-        risk = Calibration(float(weights[0]), float(weights[1])).risk(log_odds)
-        gradient = design.T @ (risk - target)
-        curvature = (design * (risk * (1 - risk))[:, None]).T @ design + 1e-9 * np.eye(2)
-        step = np.linalg.solve(curvature, gradient)
-        weights = weights - step
-        if float(np.abs(step).max()) < 1e-9:
-            break
-    if not (np.isfinite(weights).all() and weights[0] > 0):
-        raise ValueError(f"calibration found slope {weights[0]:.3g}: higher log-odds do not mean more risk here")
-    return Calibration(float(weights[0]), float(weights[1]))
+
+def fit_logistic(z: _Floats, y: _Labels, seed: int) -> LogisticRegression:
+    """Fit scikit-learn's logistic regression on standardised features. Raises ValueError for one class."""
+    return LogisticRegression(C=_RIDGE, max_iter=_MAX_STEPS, random_state=seed).fit(z, y)

@@ -17,13 +17,16 @@ import numpy as np
 import numpy.typing as npt
 
 from scoring.alarms import ThresholdChoice, choose_threshold, endpoint_days, false_alarms
-from scoring.artifact import Manifest, checksum, libraries, pack, save
+from scoring.artifact import Manifest, checksum, code_version, libraries, save
+from scoring.calibration import fit_calibration
+from scoring.domain import domain_of
 from scoring.features import FEATURE_SET, NAMES
-from scoring.forecaster import Forecaster
+from scoring.forecaster import Forecaster, Weighted
 from scoring.labels import HORIZON_S
 from scoring.metrics import skill
+from scoring.packing import pack
 from scoring.registry import PRIOR
-from scoring.training import export, fit_calibration, fit_classifier
+from scoring.training import export, fit_classifier
 from sim.judging import Sampled, caught_by_kind, sample_world, series_of
 from sim.world import Setting
 
@@ -62,7 +65,7 @@ def train_prior(seed: int = SEED, size: Size = Size(), workers: int = 2) -> Trai
     x_cal, y_cal = _rows(calibrate)
     coarse = int(_TRAIN_TICK_S / _SERVE_TICK_S)
     forest = export(fit_classifier(x, y, x_cal[::coarse], y_cal[::coarse], seed))
-    forecaster = Forecaster(forest, fit_calibration(forest.log_odds(x_cal), y_cal))
+    forecaster = Forecaster((Weighted(1.0, forest),), fit_calibration(forest.log_odds(x_cal), y_cal), domain_of(x, y))
     choice = choose_threshold(series_of(calibrate, forecaster), MAX_FALSE_ALARMS_PER_DAY)
     arrays = pack(forecaster)
     return Trained(arrays, _manifest(forecaster, arrays, choice, test, seed, size, len(x)))
@@ -83,6 +86,8 @@ def _manifest(
     digest = checksum(arrays)
     return Manifest(
         version=f"prior-{seed}-{digest[:8]}",
+        kind="trees",
+        code=code_version(),
         trained_at=None,
         seed=seed,
         feature_set=FEATURE_SET,
@@ -96,6 +101,8 @@ def _manifest(
             f"{size.test} for these figures; with each, {size.cold_per_steady} worlds that start cold. Incidents are "
             "denser than in service: shares depend on that, ratios and leads less."
         ),
+        data_from=None,
+        data_until=None,
         skill=skill(y, forecaster.risks(x)),
         false_alarms_per_day=sum(false_alarms(s, choice.threshold) for s in series) / days,
         endpoint_days=days,

@@ -7,11 +7,14 @@ import pytest
 
 from analytics.records import AttemptRecord, HealthRecord
 from analytics.segments import SegmentWriter
-from scoring.artifact import ArtifactError, Manifest, checksum, libraries, load, pack
+from scoring.artifact import ArtifactError, Manifest, checksum, code_version, libraries, load
+from scoring.calibration import Calibration
 from scoring.features import FEATURE_SET, NAMES, Member, matrix
-from scoring.forecaster import Calibration, Forecaster, Forest
+from scoring.forecaster import Forecaster, Weighted
 from scoring.job import TrainReport, Verdict, train
+from scoring.linear import Linear
 from scoring.metrics import Skill
+from scoring.packing import pack
 from scoring.registry import PRIOR, Registry
 from sim.traffic import play, traces
 from sim.world import START_S, Setting, make_world
@@ -113,20 +116,13 @@ def test_the_job_is_reproducible(history: Path, tmp_path: Path) -> None:
 
 def promote_constant(data_dir: Path) -> None:
     """Make a forecaster that always says 2 % the champion."""
-    forest = Forest(
-        feature=np.zeros((1, 1), np.int32),
-        threshold=np.zeros((1, 1)),
-        missing_left=np.zeros((1, 1), np.bool_),
-        left=np.zeros((1, 1), np.int32),
-        right=np.zeros((1, 1), np.int32),
-        value=np.zeros((1, 1)),
-        depth=0,
-        baseline=-4.0,
-    )
-    arrays = pack(Forecaster(forest, Calibration()))
+    none = np.zeros(len(NAMES))
+    says_nothing = Linear(none, none + 1, none, -4.0)
+    arrays = pack(Forecaster((Weighted(1.0, says_nothing),), Calibration(), load(PRIOR).forecaster.domain))
     registry = Registry(data_dir)
     manifest = Manifest(
-        version="constant", trained_at=None, seed=0, feature_set=FEATURE_SET, features=NAMES, horizon_s=60.0,
+        version="constant", kind="logistic", code=code_version(), data_from=None, data_until=None, trained_at=None,
+        seed=0, feature_set=FEATURE_SET, features=NAMES, horizon_s=60.0,
         threshold=0.5, libraries=libraries(), data="none", skill=Skill(0, 0.0, None, None, None),
         false_alarms_per_day=None, endpoint_days=0.0, incidents={}, parent=None, arrays_sha256=checksum(arrays),
     )  # fmt: skip

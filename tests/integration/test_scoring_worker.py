@@ -15,8 +15,9 @@ import pytest
 
 from analytics.store import connect
 from routing.outcomes import Outcome
-from scoring.artifact import checksum, load, pack
+from scoring.artifact import checksum, load
 from scoring.features import FEATURE_SET, NAMES
+from scoring.packing import pack
 from scoring.protocol import (
     Batch,
     EndpointInfo,

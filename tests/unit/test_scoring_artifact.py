@@ -5,11 +5,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from scoring.artifact import ArtifactError, Manifest, checksum, libraries, load, pack, save
+from scoring.artifact import ArtifactError, Manifest, checksum, code_version, libraries, load, save
+from scoring.calibration import Calibration
+from scoring.domain import Domain
 from scoring.features import FEATURE_SET, NAMES
-from scoring.forecaster import Calibration, Forecaster, Forest
+from scoring.forecaster import Forecaster, Weighted
+from scoring.forest import Forest
+from scoring.level import Level
+from scoring.linear import Linear
 from scoring.metrics import Skill
+from scoring.packing import pack
 from scoring.registry import PRIOR, Registry
+
+_K = len(NAMES)
+EVERYWHERE = Domain(np.full(_K, -1e9), np.full(_K, 1e9), np.zeros(_K), np.zeros((9, _K)))
 
 
 def stump(value: float = 1.0) -> Forecaster:
@@ -24,12 +33,14 @@ def stump(value: float = 1.0) -> Forecaster:
         depth=1,
         baseline=-2.0,
     )
-    return Forecaster(forest, Calibration(1.5, 0.25))
+    return Forecaster((Weighted(1.0, forest),), Calibration(1.5, 0.25), EVERYWHERE)
 
 
 def manifest(arrays: bytes, version: str = "v1", threshold: float = 0.4) -> Manifest:
     return Manifest(
         version=version,
+        kind="trees",
+        code=code_version(),
         trained_at=1.0,
         seed=1,
         feature_set=FEATURE_SET,
@@ -38,6 +49,8 @@ def manifest(arrays: bytes, version: str = "v1", threshold: float = 0.4) -> Mani
         threshold=threshold,
         libraries=libraries(),
         data="a test",
+        data_from=None,
+        data_until=None,
         skill=Skill(10, 0.1, 0.5, 0.05, 0.3),
         false_alarms_per_day=None,
         endpoint_days=0.0,
@@ -60,6 +73,20 @@ def test_a_saved_model_comes_back_bit_for_bit(saved: Path) -> None:
     assert model.forecaster.risks(x).tolist() == stump().risks(x).tolist()
     assert model.manifest == manifest(pack(stump()))
     assert pack(model.forecaster) == (saved / "arrays.npz").read_bytes()
+
+
+def test_every_kind_of_model_comes_back_bit_for_bit(tmp_path: Path) -> None:
+    rng = np.random.default_rng(2)
+    linear = Linear(rng.random(_K), 0.5 + rng.random(_K), rng.normal(size=_K), -3.0)
+    parts = (*stump().parts, Weighted(0.3, linear), Weighted(0.2, Level()))
+    whole = Forecaster(parts, Calibration(1.2, -0.5), EVERYWHERE, {"öst": Calibration(0.9, 0.1), "west": Calibration()})
+    arrays = pack(whole)
+    save(tmp_path / "m", arrays, manifest(arrays))
+    loaded, x = load(tmp_path / "m").forecaster, rng.normal(size=(40, _K))
+    groups = ["öst", "west", "north", "öst"] * 10
+    assert loaded.risks(x, groups).tolist() == whole.risks(x, groups).tolist()
+    assert loaded.risks(x, ["öst"] * 40).tolist() != loaded.risks(x).tolist()
+    assert pack(loaded) == arrays
 
 
 @pytest.mark.parametrize("at", [0, 100, -30])
@@ -120,15 +147,21 @@ def arrays_with(tmp_path: Path, **changed: object) -> bytes:
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"feature": np.full((1, 3), 99, np.int32)}, r"feature: expected indices in \[0, "),
-        ({"left": np.full((1, 3), -1, np.int32)}, r"left: expected indices in \[0, 3\)"),
-        ({"right": np.zeros((1, 3))}, "right: expected int32"),
-        ({"value": np.full((1, 3), np.nan)}, "value: expected finite"),
-        ({"threshold": np.zeros((1, 4))}, r"threshold: expected float64 of shape \(1, 3\)"),
-        ({"slope": np.float64(-1)}, "slope = -1"),
-        ({"depth": np.float64(1e6)}, "depth = 1000000"),
-        ({"baseline": None}, "'baseline' is missing"),
-        ({"value": np.array([[None, 1, 2]], dtype=object)}, "not an archive of arrays: Object arrays"),
+        ({"0.forest.feature": np.full((1, 3), 99, np.int32)}, r"feature: expected indices in \[0, "),
+        ({"0.forest.left": np.full((1, 3), -1, np.int32)}, r"left: expected indices in \[0, 3\)"),
+        ({"0.forest.right": np.zeros((1, 3))}, "right: expected int32"),
+        ({"0.forest.value": np.full((1, 3), np.nan)}, "value: expected finite"),
+        ({"0.forest.threshold": np.zeros((1, 4))}, r"threshold: expected float64 of shape \(1, 3\)"),
+        ({"0.forest.depth": np.float64(1e6)}, "depth = 1000000"),
+        ({"0.forest.baseline": None}, r"'0\.forest\.baseline' is missing"),
+        ({"0.forest.value": np.array([[None, 1, 2]], dtype=object)}, "not an archive of arrays: Object arrays"),
+        ({"0.linear.scale": np.ones(_K)}, "part 0: expected one of forest, linear, level, found"),
+        ({"parts": np.zeros(1)}, "parts: expected 1 to 8 positive weights"),
+        ({"parts": np.ones(2)}, "part 1: expected one of forest, linear, level, found nothing"),
+        ({"calibrations": np.array([[-1.0, 0.0]])}, "slope = -1"),
+        ({"groups": np.array(["a"])}, r"calibrations: expected shape \(2, 2\)"),
+        ({"domain.low": np.zeros(3)}, r"domain\.low: expected shape"),
+        ({"domain.deciles": None}, r"'domain\.deciles' is missing"),
     ],
 )
 def test_arrays_that_no_forecaster_could_walk_are_refused(

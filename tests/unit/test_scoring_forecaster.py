@@ -5,12 +5,23 @@ from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score, brier_score_loss
 
+from scoring.calibration import Calibration, fit_calibration, fit_groups
+from scoring.domain import MAX_OUTSIDE, domain_of
 from scoring.features import DIRECTIONS, NAMES
-from scoring.forecaster import Calibration, Forecaster, Forest
+from scoring.forecaster import Forecaster, Weighted, blended
+from scoring.forest import Forest
+from scoring.level import Level
+from scoring.linear import CLIP_SD
 from scoring.metrics import average_precision, caught, lead_s, skill
-from scoring.training import export, fit_calibration, fit_classifier
+from scoring.training import export, fit_classifier, fit_linear, fit_logistic
 
 Data = tuple[npt.NDArray[np.float64], npt.NDArray[np.int8]]
+
+
+def forecaster(*models: Forest | Level) -> Forecaster:
+    """Models of equal weight."""
+    x, y = draw(20)
+    return Forecaster(tuple(Weighted(1 / len(models), model) for model in models), Calibration(), domain_of(x, y))
 
 
 def draw(seed: int, rows: int = 4000) -> Data:
@@ -60,16 +71,85 @@ def test_more_of_a_rising_feature_never_lowers_the_risk(forest: Forest) -> None:
 def test_rows_do_not_depend_on_their_company(forest: Forest) -> None:
     x, _ = draw(6, 1100)
     assert forest.log_odds(x)[700:705].tolist() == forest.log_odds(x[700:705]).tolist()
-    assert Forecaster(forest, Calibration()).risks(x[:0]).shape == (0,)
+    assert forecaster(forest).risks(x[:0]).shape == (0,)
 
 
 def test_a_blend_is_the_weighted_sum_of_both(forest: Forest) -> None:
     other = export(fit_classifier(*draw(7, 2000), *draw(8, 500), seed=2))
     x, _ = draw(9, 400)
-    blended = forest.blended(other, 0.3).log_odds(x)
-    assert blended == pytest.approx(0.3 * forest.log_odds(x) + 0.7 * other.log_odds(x), abs=1e-9)
+    fresh, known = forecaster(forest), forecaster(other)
+    mixed = Forecaster(blended(fresh, known, 0.3), Calibration(), fresh.domain).log_odds(x)
+    assert mixed == pytest.approx(0.3 * forest.log_odds(x) + 0.7 * other.log_odds(x), abs=1e-9)
+    assert [part.model for part in blended(fresh, known, 1.0)] == [forest]
     with pytest.raises(ValueError, match="weight = 2"):
-        forest.blended(other, 2)
+        blended(fresh, known, 2)
+
+
+def test_the_challenger_is_scikit_learns_logistic_regression() -> None:
+    x, y = draw(12)
+    x[:300] *= 40  # beyond the clipping
+    linear = fit_linear(x, y, seed=3)
+    z = linear.standardised(x)
+    assert np.abs(z).max() == CLIP_SD
+    known = fit_logistic(z, y, seed=3).predict_proba(z)[:, 1]
+    assert np.abs(Calibration().risk(linear.log_odds(x)) - known).max() < 1e-6
+
+
+def test_the_level_rule_is_the_log_of_the_highest_multiple() -> None:
+    row = dict.fromkeys(NAMES, 0.0) | {"failure_rate_15s": 0.2, "limited_rate_60s": 0.3, "latency_shift_15s": 1.0}
+    by_rate = Level().log_odds(np.array([[row[name] for name in NAMES]]))
+    by_latency = Level().log_odds(np.array([[(row | {"latency_shift_15s": 3.0})[name] for name in NAMES]]))
+    assert by_rate == pytest.approx([np.log(3.0)])
+    assert by_latency == pytest.approx([3.0 - np.log(2.5)])
+
+
+def test_outside_of_what_training_has_seen_there_is_no_forecast() -> None:
+    x, y = draw(13)
+    domain = domain_of(x, y)
+    free = [i for i, direction in enumerate(DIRECTIONS) if not direction and not NAMES[i].startswith("attempts")]
+    rising = [i for i, direction in enumerate(DIRECTIONS) if direction]
+    rows = np.tile(domain.normal, (4, 1))
+    rows[1][free[: MAX_OUTSIDE + 1]] = 1e3
+    rows[2][free[:MAX_OUTSIDE]] = 1e3
+    rows[3][rising] = 1e3  # worse than anything known is still bad, not unknown
+    assert domain.covers(rows).tolist() == [True, False, True, True]
+    assert domain.covers(x).mean() > 0.99
+    far = domain_of(x + 1e3, y)
+    assert not far.covers(rows[:1])[0]
+    assert far.with_(domain).covers(rows[:1])[0]
+
+
+def test_calibration_is_drawn_towards_what_was_known() -> None:
+    x, y = draw(14)
+    log_odds = 1.5 * x[:, 0] + np.maximum(x[:, 3], 0) - 3
+    known = Calibration(2.0, -4.0)
+    free = fit_calibration(log_odds, y)
+    close, far = (fit_calibration(log_odds, y, prior=known, prior_events=n) for n in (1e-3, 1e6))
+    assert (close.slope, close.intercept) == pytest.approx((free.slope, free.intercept), abs=0.02)
+    assert (far.slope, far.intercept) == pytest.approx((known.slope, known.intercept), rel=0.01)
+    # Rows of one incident are one event: the more rows an event has, the less they move.
+    one, sixty = (fit_calibration(log_odds[:500], y[:500], prior=known, rows_per_event=n) for n in (1.0, 60.0))
+    assert abs(sixty.intercept - known.intercept) < abs(one.intercept - known.intercept)
+
+
+def test_groups_are_calibrated_apart_and_thin_ones_stay_with_the_rest() -> None:
+    """An endpoint group whose alarms come true half as often gets half the risk, once its evidence says so."""
+    rng = np.random.default_rng(15)
+    log_odds = rng.normal(-2, 1.5, 8000)
+    groups = ["good", "bad", "bad", "bad"] * 2000
+    shifted = log_odds + np.where(np.array(groups) == "good", -1.5, 0.5)
+    y = (rng.random(8000) < Calibration().risk(shifted)).astype(np.int8)
+    pooled = fit_calibration(log_odds, y)
+    found = fit_groups(np.append(log_odds, 0.0), np.append(y, np.int8(1)), [*groups, "new"], pooled, 1.0)
+    assert found["good"].intercept < pooled.intercept - 0.5
+    assert found["bad"].intercept > pooled.intercept
+    assert found["new"].intercept == pytest.approx(pooled.intercept, abs=0.1)
+    apart = forecaster(Level())
+    grouped = Forecaster(apart.parts, pooled, apart.domain, found)
+    x, _ = draw(16, 3)
+    risks = grouped.risks(x, ["good", "bad", "unheard of"])
+    assert risks.tolist() == [found["good"].risk(grouped.log_odds(x))[0], found["bad"].risk(grouped.log_odds(x))[1],
+                              pooled.risk(grouped.log_odds(x))[2]]  # fmt: skip
 
 
 def test_calibration_is_the_logistic_regression_on_log_odds(forest: Forest) -> None:
