@@ -23,6 +23,7 @@ __all__ = [
     "Record",
     "RequestRecord",
     "TransitionRecord",
+    "UsageRecord",
     "column_names",
     "columns_of",
 ]
@@ -214,8 +215,42 @@ class ModelEventRecord:
     note: Annotated[_Text, "the reason in words"]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UsageRecord:
+    """One entry of the usage ledger: a served request and the price that was applied, exactly once."""
+
+    stream: ClassVar[str] = "usage"
+
+    replica: Annotated[_Text, "serving process that served it"]
+    time: Annotated[_Time, "when it was served"]
+    entry_id: Annotated[_Text, "unique"]
+    request_id: Annotated[_Text, "joins requests, attempts and decisions"]
+    edge: Annotated[_Text, "grpc or http"]
+    operation: Annotated[_Text, "chat, embeddings, ..."]
+    model: Annotated[_Text, "canonical model"]
+    agent: Annotated[_Text, "caller group"]
+    tenant: Annotated[_Text, "who pays"]
+    session_id: Annotated[_Text, "conversation, empty if none"]
+    endpoint: Annotated[_Text, "endpoint that served it"]
+    provider: Annotated[_Text, "its provider"]
+    region: Annotated[_Text, "its region"]
+    attempts: Annotated[_Count, "attempts made"]
+    input_tokens: Annotated[_OptCount, "tokens in, as the provider counted"]
+    output_tokens: Annotated[_OptCount, "tokens out, as the provider counted"]
+    input_usd_per_mtok: Annotated[_Real, "price applied, USD per million tokens in"]
+    output_usd_per_mtok: Annotated[_Real, "price applied, USD per million tokens out"]
+    cost_usd: Annotated[_OptReal, "what it cost; NULL when the provider did not count tokens"]
+
+
 Record = (
-    RequestRecord | AttemptRecord | DecisionRecord | HealthRecord | TransitionRecord | DomainRecord | ModelEventRecord
+    RequestRecord
+    | AttemptRecord
+    | DecisionRecord
+    | HealthRecord
+    | TransitionRecord
+    | DomainRecord
+    | ModelEventRecord
+    | UsageRecord
 )
 
 RECORD_TYPES: Mapping[str, type[Record]] = types.MappingProxyType({kind.stream: kind for kind in get_args(Record)})

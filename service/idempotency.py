@@ -22,7 +22,7 @@ import asyncio
 import hashlib
 import logging
 import re
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 
@@ -51,6 +51,7 @@ from service.walk import Completion, Report
 log = logging.getLogger(__name__)
 
 _KEY = re.compile(r"[!-~]{1,255}")
+_OF_THE_MOMENT = ("x-ratelimit-", "retry-after")
 _METHODS = {Operation.EMBEDDINGS: "embed"}
 _REUSED = "idempotency key {!r} was used for another request before"
 
@@ -322,8 +323,16 @@ def _may_be_repeated(completion: Completion, error: ServiceError) -> bool:
 def _as_replayed(item: Served | Event) -> Served | Event:
     match item:
         case Served():
-            return replace(item, report=replace(item.report, replayed=True))
-        case Begun() | Report():
+            reply = replace(item.reply, headers=_lasting(item.reply.headers))
+            return replace(item, reply=reply, report=replace(item.report, replayed=True))
+        case Begun():
+            return replace(item, headers=_lasting(item.headers), replayed=True)
+        case Report():
             return replace(item, replayed=True)
         case _:
             return item
+
+
+def _lasting(headers: Mapping[str, str]) -> dict[str, str]:
+    """Return the headers without those that were true at their time only."""
+    return {name: value for name, value in headers.items() if not name.startswith(_OF_THE_MOMENT)}

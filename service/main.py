@@ -21,6 +21,8 @@ from service.config import Config, Upstream
 from service.history import HistoryListener, fan_out
 from service.http.openai import OpenAiRoutes
 from service.http.server import HttpServer
+from service.idempotency import IdempotentServing
+from service.ledger import Ledger, LedgeredServing
 from service.probes import Prober
 from service.providers.aiohttp_transport import AiohttpTransport
 from service.providers.httpx_transport import HttpxTransport
@@ -108,11 +110,22 @@ async def running(config: Config, listeners: Iterable[Listener] = ()) -> AsyncIt
         state = await stack.enter_async_context(state_store(config, clock))
         sessions = SessionStore(config.sessions, clock, state.conversations)
         completer = Completer(router, adapters, sessions, sink, policy.attempts, config.replica)
+        history = config.data_dir / "history"
+        ledger = Ledger(
+            state.outbox,
+            history,
+            SegmentWriter(history, f"{config.replica}-usage", epoch=time.time_ns()),
+            ship_every_s=config.history.flush_s,
+        )
+        await stack.enter_async_context(ledger.running())
+        wait = config.usage.acknowledge == "stored"
+        ledgered = LedgeredServing(completer, ledger, config.replica, wait=wait)
+        serving = IdempotentServing(ledgered, state.results, config.idempotency, clock, sink, config.replica)
         base_urls = {provider.name: provider.base_url for provider in config.providers}
         limit = config.server.max_body_bytes
-        rpc = RpcServer(RouterService(router, completer, sink, base_urls, config.replica), limit)
+        rpc = RpcServer(RouterService(router, serving, sink, base_urls, config.replica), limit)
         http = HttpServer(
-            OpenAiRoutes(completer, engine.catalogue),
+            OpenAiRoutes(serving, engine.catalogue),
             metrics.render,
             max_body_bytes=limit,
             drain_s=config.server.drain_s,
@@ -122,7 +135,8 @@ async def running(config: Config, listeners: Iterable[Listener] = ()) -> AsyncIt
             await rpc.announce_stop()
             http.announce_stop()
             await asyncio.sleep(config.server.lame_duck_s)
-            await asyncio.gather(rpc.stop(config.server.drain_s), http.stop())
+            drain_s = config.server.drain_s
+            await asyncio.gather(rpc.stop(drain_s), http.stop(), serving.drain(drain_s))
 
         stack.push_async_callback(stop_serving)
         ports = Ports(await rpc.start(config.server.grpc), await http.start(config.server.http))

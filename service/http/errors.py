@@ -8,7 +8,15 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from service.errors import STATUS, InvalidRequestError, NotFoundError, ServiceError, UpstreamRejectedError, Violation
+from service.errors import (
+    STATUS,
+    InvalidRequestError,
+    NotFoundError,
+    NotRepeatedError,
+    ServiceError,
+    UpstreamRejectedError,
+    Violation,
+)
 
 log = logging.getLogger(__name__)
 
@@ -57,8 +65,8 @@ def error_response(error: ServiceError) -> web.Response:
             "retry-after": str(ceil(error.retry_after_s)),
             "retry-after-ms": str(ceil(error.retry_after_s * 1e3)),
         }
-    if error.attempts:
-        # The endpoints have been tried already: a client's own retries would only multiply ours.
+    if error.attempts or isinstance(error, NotRepeatedError):
+        # The endpoints have been tried already, or may not be: a client's own retries would only multiply ours.
         headers["x-should-retry"] = "false"
     status = STATUS[type(error)].http
     return web.Response(

@@ -1,8 +1,9 @@
 """The OpenAI-compatible routes. Bodies pass through; only what routing needs is read.
 
 Routing wishes come as headers, so that any OpenAI client can send them: `x-routecast-objective`, `-provider`,
-`-agent`, `-session`, `-idempotent`, `-region`, `-region-policy`, `-max-cost-usd`. What became of the request goes back
-the same way: `x-routecast-endpoint`, `-provider`, `-attempts`, `-decision`, `-cost-usd`.
+`-agent`, `-session`, `-truncation`, `-idempotent`, `-region`, `-region-policy`, `-max-cost-usd`. What became of the
+request goes back the same way: `x-routecast-endpoint`, `-provider`, `-attempts`, `-decision`, `-cost-usd`, and where it
+was so `-dropped-messages` and `-replayed`.
 """
 
 from collections.abc import Mapping
@@ -14,30 +15,35 @@ from aiohttp import web
 
 from routing.errors import RequestError, UnknownModelError
 from routing.model import Catalogue, Objective, RegionPolicy, RouteRequest
-from service.complete import Begun, Completer
+from service.complete import Begun
+from service.config import Truncation
 from service.errors import InvalidRequestError, NotFoundError, ServiceError, Violation
 from service.http.errors import REQUEST_ID, error_body, error_response, request_id_key
 from service.providers.base import Chunk, Operation
 from service.request_id import request_id
+from service.serving import Serving
 from service.walk import Completion, Report
 from service.wire import body_fields, flag_field, text_field
 
 _PREFIX = "x-routecast-"
-_FORWARDED = ("openai-beta", "traceparent", "tracestate", "baggage", "x-client-request-id", "idempotency-key")
+_FORWARDED = ("openai-beta", "traceparent", "tracestate", "baggage", "x-client-request-id")
+# Not forwarded: two tenants may use the same one, and share an account with a provider.
+_IDEMPOTENCY_KEY = "idempotency-key"
 _OBJECTIVES = {objective.value: objective for objective in Objective}
 _EVENT_STREAM = {"content-type": "text/event-stream", "cache-control": "no-cache"}
 _REGION_POLICIES = {policy.value: policy for policy in RegionPolicy}
 # The core's name for a field, where the header has another.
 _HEADER_OF = {"budget_usd": "max-cost-usd"}
+_TRUNCATIONS = {"": None} | {truncation.value: truncation for truncation in Truncation}
 _BOOLEANS = {"true": True, "false": False}
 _Value = TypeVar("_Value")
 
 
 class OpenAiRoutes:
-    """`/v1/…` for one completer and catalogue."""
+    """`/v1/…` for one server of requests and catalogue."""
 
-    def __init__(self, completer: Completer, catalogue: Catalogue) -> None:
-        self._completer = completer
+    def __init__(self, serving: Serving, catalogue: Catalogue) -> None:
+        self._serving = serving
         self._catalogue = catalogue
 
     def table(self) -> list[web.RouteDef]:
@@ -87,17 +93,20 @@ class OpenAiRoutes:
             session_id=request.headers.get(f"{_PREFIX}session", ""),
             headers={name: request.headers[name] for name in _FORWARDED if name in request.headers},
             query=request.rel_url.raw_query_string,
+            idempotency_key=_idempotency_key(request),
+            truncation=_one_of(request, "truncation", _TRUNCATIONS, default=""),
         )
 
     async def _whole(self, completion: Completion) -> web.Response:
-        served = await self._completer.complete(completion)
-        headers = {"content-type": "application/json", **served.reply.headers, **_report_headers(served.report)}
+        served = await self._serving.complete(completion)
+        report = _report_headers(served.report, completion.request_id)
+        headers = {"content-type": "application/json", **served.reply.headers, **report}
         return web.Response(status=served.reply.status, body=served.reply.body, headers=headers)
 
     async def _stream(self, request: web.Request, completion: Completion) -> web.StreamResponse:
         response = web.StreamResponse()
         try:
-            async with aclosing(self._completer.stream(completion)) as items:
+            async with aclosing(self._serving.stream(completion)) as items:
                 async for item in items:
                     match item:
                         case Begun():
@@ -134,6 +143,13 @@ def _route(request: web.Request, model: str) -> RouteRequest:
         raise InvalidRequestError(Violation(f"{_PREFIX}{header}", str(error))) from error
 
 
+def _idempotency_key(request: web.Request) -> str:
+    key = request.headers.get(_IDEMPOTENCY_KEY)
+    if key == "":
+        raise InvalidRequestError(Violation(_IDEMPOTENCY_KEY, "expected a key, or no such header"))
+    return key or ""
+
+
 def _dollars(text: str) -> float:
     try:
         return float(text)
@@ -150,7 +166,7 @@ def _one_of(request: web.Request, name: str, values: Mapping[str, _Value], *, de
 
 
 def _begun_headers(begun: Begun, request_id: str) -> dict[str, str]:
-    return {
+    headers = {
         **begun.headers,
         REQUEST_ID: request_id,
         f"{_PREFIX}endpoint": begun.endpoint.id,
@@ -158,12 +174,18 @@ def _begun_headers(begun: Begun, request_id: str) -> dict[str, str]:
         f"{_PREFIX}attempts": str(begun.number),
         f"{_PREFIX}decision": begun.decision_id,
     }
+    if begun.dropped_messages:
+        headers[f"{_PREFIX}dropped-messages"] = str(begun.dropped_messages)
+    if begun.replayed:
+        headers[f"{_PREFIX}replayed"] = "true"
+    return headers
 
 
-def _report_headers(report: Report) -> dict[str, str]:
+def _report_headers(report: Report, request_id: str) -> dict[str, str]:
     last = report.attempts[-1]
-    headers = _begun_headers(Begun(report.endpoint, last.number, last.decision_id, {}), report.request_id)
-    if report.cost_usd is not None:
+    begun = Begun(report.endpoint, last.number, last.decision_id, {}, report.dropped_messages, report.replayed)
+    headers = _begun_headers(begun, request_id)
+    if report.cost_usd is not None and not report.replayed:
         headers[f"{_PREFIX}cost-usd"] = f"{report.cost_usd:.9f}"
     return headers
 

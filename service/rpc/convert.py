@@ -129,6 +129,8 @@ def report_to_proto(report: Report) -> routing_pb2.RoutingReport:
         cost_usd=report.cost_usd,
         session_id=report.session_id,
         finish_time=timestamp(report.time),
+        dropped_messages=report.dropped_messages,
+        replayed=report.replayed,
     )
 
 
@@ -211,6 +213,16 @@ def candidate_to_proto(considered: Considered, base_url: str) -> routing_pb2.Can
         contributions=considered.candidate.contributions,
         median_latency=None if facts.latency_s is None else duration(facts.latency_s),
     )
+
+
+def state_to_proto(state: State) -> routing_pb2.HealthState.ValueType:
+    """Return the proto's state of the health machine."""
+    return _STATE_VALUES[state]
+
+
+def outcome_to_proto(outcome: Outcome) -> routing_pb2.Outcome.ValueType:
+    """Return the proto's outcome."""
+    return _OUTCOME_VALUES[outcome]
 
 
 def objective_to_proto(value: Objective) -> routing_pb2.Objective.ValueType:

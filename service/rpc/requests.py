@@ -11,6 +11,7 @@ from routecast.v1 import chat_pb2, router_pb2, routing_pb2
 from routing.errors import RequestError
 from routing.model import Capability, Objective, RegionPolicy, RouteRequest
 from routing.outcomes import Outcome
+from service.config import Truncation
 from service.errors import InvalidRequestError, Violation
 from service.providers.base import Operation
 from service.walk import Completion
@@ -19,6 +20,9 @@ from service.wire import body_fields
 _OBJECTIVES = {routing_pb2.Objective.Value(f"OBJECTIVE_{o.name}"): o for o in Objective} | {0: Objective.ORDERED}
 _REGION_POLICIES = {routing_pb2.RegionPolicy.Value(f"REGION_POLICY_{p.name}"): p for p in RegionPolicy} | {
     0: RegionPolicy.ANYWHERE
+}
+_TRUNCATIONS: dict[int, Truncation | None] = {0: None} | {
+    routing_pb2.Truncation.Value(f"TRUNCATION_{t.name}"): t for t in Truncation
 }
 _CAPABILITIES = {routing_pb2.Capability.Value(f"CAPABILITY_{c.name}"): c for c in Capability}
 _OUTCOMES: dict[int, Outcome] = {routing_pb2.Outcome.Value(f"OUTCOME_{o.name}"): o for o in Outcome}
@@ -118,6 +122,7 @@ def chat_completion(
     stream: bool,
     request_id: str,
     timeout_s: float | None,
+    idempotency_key: str,
 ) -> Completion:
     """Return a Complete or StreamComplete call as both edges know it. Raises InvalidRequestError naming each wrong
     field.
@@ -139,7 +144,14 @@ def chat_completion(
     if stream:
         fields["stream"] = msgspec.Raw(b"true")
     return _completion(
-        Operation.CHAT, fields, chat.model, options, stream=stream, request_id=request_id, timeout_s=timeout_s
+        Operation.CHAT,
+        fields,
+        chat.model,
+        options,
+        stream=stream,
+        request_id=request_id,
+        timeout_s=timeout_s,
+        idempotency_key=idempotency_key,
     )
 
 
@@ -162,6 +174,7 @@ def embedding(request: router_pb2.EmbedRequest, *, request_id: str, timeout_s: f
         stream=False,
         request_id=request_id,
         timeout_s=timeout_s,
+        idempotency_key=request.idempotency_key,
     )
 
 
@@ -174,7 +187,10 @@ def _completion(
     stream: bool,
     request_id: str,
     timeout_s: float | None,
+    idempotency_key: str,
 ) -> Completion:
+    if options.truncation not in _TRUNCATIONS:
+        raise InvalidRequestError(Violation("routing.truncation", f"{options.truncation} is no Truncation"))
     return Completion(
         operation=operation,
         fields=fields,
@@ -185,4 +201,6 @@ def _completion(
         idempotent=options.idempotent if options.HasField("idempotent") else True,
         timeout_s=timeout_s,
         session_id=options.session_id,
+        idempotency_key=idempotency_key,
+        truncation=_TRUNCATIONS[options.truncation],
     )

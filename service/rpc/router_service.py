@@ -11,7 +11,7 @@ from routing.actions import Finished
 from routing.errors import UnknownEndpointError
 from routing.model import Endpoint
 from routing.scorers import WEIGHTS
-from service.complete import Begun, Completer
+from service.complete import Begun
 from service.errors import InvalidRequestError, NotFoundError, ServiceError, Violation
 from service.explain import summary
 from service.history import AttemptSink, attempt_record
@@ -20,6 +20,7 @@ from service.request_id import request_id
 from service.router import Decided, Router
 from service.rpc import convert, requests
 from service.rpc.status import abort
+from service.serving import Serving
 from service.walk import Report, refusal
 
 _ADVICE_S = 5.0
@@ -30,10 +31,10 @@ class RouterService(router_pb2_grpc.RouterServiceServicer):
     """See protos/routecast/v1/router.proto for what each method promises. `base_urls` are by provider name."""
 
     def __init__(
-        self, router: Router, completer: Completer, record: AttemptSink, base_urls: Mapping[str, str], replica: str
+        self, router: Router, serving: Serving, record: AttemptSink, base_urls: Mapping[str, str], replica: str
     ) -> None:
         self._router = router
-        self._completer = completer
+        self._serving = serving
         self._record = record
         self._base_urls = base_urls
         self._replica = replica
@@ -85,8 +86,9 @@ class RouterService(router_pb2_grpc.RouterServiceServicer):
                 stream=False,
                 request_id=_request_id(context),
                 timeout_s=context.time_remaining(),
+                idempotency_key=request.idempotency_key,
             )
-            served = await self._completer.complete(completion)
+            served = await self._serving.complete(completion)
         except ServiceError as error:
             await abort(context, error)
         return convert.reply_to_proto(served.reply.body, served.report)
@@ -102,8 +104,9 @@ class RouterService(router_pb2_grpc.RouterServiceServicer):
                 stream=True,
                 request_id=_request_id(context),
                 timeout_s=context.time_remaining(),
+                idempotency_key=request.idempotency_key,
             )
-            async with aclosing(self._completer.stream(completion)) as items:
+            async with aclosing(self._serving.stream(completion)) as items:
                 async for item in items:
                     match item:
                         case Begun():
@@ -121,7 +124,7 @@ class RouterService(router_pb2_grpc.RouterServiceServicer):
             completion = requests.embedding(
                 request, request_id=_request_id(context), timeout_s=context.time_remaining()
             )
-            served = await self._completer.complete(completion)
+            served = await self._serving.complete(completion)
         except ServiceError as error:
             await abort(context, error)
         return convert.embeddings_to_proto(served.reply.body, served.report)

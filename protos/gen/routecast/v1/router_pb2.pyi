@@ -173,6 +173,11 @@ class CompleteRequest(_message.Message):
 
     CHAT_FIELD_NUMBER: _builtins.int
     ROUTING_FIELD_NUMBER: _builtins.int
+    IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
+    idempotency_key: _builtins.str
+    """Executed once under this key, and answered alike as often as it is sent: while the first is under way by following
+    it from the beginning, later by its kept answer. At most 255 visible ASCII characters; each tenant has its own keys.
+    """
     @_builtins.property
     def chat(self) -> _chat_pb2.ChatRequest: ...
     @_builtins.property
@@ -182,10 +187,11 @@ class CompleteRequest(_message.Message):
         *,
         chat: _chat_pb2.ChatRequest | None = ...,
         routing: _routing_pb2.RoutingOptions | None = ...,
+        idempotency_key: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["chat", b"chat", "routing", b"routing"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chat", b"chat", "routing", b"routing"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chat", b"chat", "idempotency_key", b"idempotency_key", "routing", b"routing"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -236,6 +242,9 @@ class StreamCompleteRequest(_message.Message):
 
     CHAT_FIELD_NUMBER: _builtins.int
     ROUTING_FIELD_NUMBER: _builtins.int
+    IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
+    idempotency_key: _builtins.str
+    """See CompleteRequest."""
     @_builtins.property
     def chat(self) -> _chat_pb2.ChatRequest: ...
     @_builtins.property
@@ -245,10 +254,11 @@ class StreamCompleteRequest(_message.Message):
         *,
         chat: _chat_pb2.ChatRequest | None = ...,
         routing: _routing_pb2.RoutingOptions | None = ...,
+        idempotency_key: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["chat", b"chat", "routing", b"routing"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chat", b"chat", "routing", b"routing"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chat", b"chat", "idempotency_key", b"idempotency_key", "routing", b"routing"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -290,9 +300,12 @@ class EmbedRequest(_message.Message):
     INPUTS_FIELD_NUMBER: _builtins.int
     EXTRA_JSON_FIELD_NUMBER: _builtins.int
     ROUTING_FIELD_NUMBER: _builtins.int
+    IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     extra_json: _builtins.bytes
     """A JSON object with every further field of the request body (dimensions, user, ...). It may not contain model or input."""
+    idempotency_key: _builtins.str
+    """See CompleteRequest."""
     @_builtins.property
     def inputs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
@@ -304,10 +317,11 @@ class EmbedRequest(_message.Message):
         inputs: _abc.Iterable[_builtins.str] | None = ...,
         extra_json: _builtins.bytes = ...,
         routing: _routing_pb2.RoutingOptions | None = ...,
+        idempotency_key: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["routing", b"routing"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["extra_json", b"extra_json", "inputs", b"inputs", "model", b"model", "routing", b"routing"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["extra_json", b"extra_json", "idempotency_key", b"idempotency_key", "inputs", b"inputs", "model", b"model", "routing", b"routing"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -30,7 +30,9 @@ class RouterServiceStub:
 
     Errors carry google.rpc.ErrorInfo with domain "routecast" and a stable reason: INVALID_ARGUMENT (with BadRequest field
     violations), UNKNOWN_MODEL, UNKNOWN_PROVIDER, UNKNOWN_DECISION, UNKNOWN_ENDPOINT, NO_ENDPOINT, ATTEMPTS_EXHAUSTED, RATE_LIMITED,
-    DEADLINE_EXCEEDED, UPSTREAM_REJECTED, STREAM_BROKEN, CONTEXT_TOO_LONG. UNAVAILABLE and RESOURCE_EXHAUSTED also carry RetryInfo.
+    DEADLINE_EXCEEDED, UPSTREAM_REJECTED, STREAM_BROKEN, CONTEXT_TOO_LONG,
+    IDEMPOTENCY_KEY_REUSED (another request had the key), IDEMPOTENCY_OUTCOME_UNKNOWN and IDEMPOTENCY_RESULT_TOO_LARGE (it may have been
+    executed or was, and is not executed again), STATE_UNAVAILABLE. UNAVAILABLE and RESOURCE_EXHAUSTED also carry RetryInfo.
     """
 
     def __init__(self, channel):
@@ -81,7 +83,9 @@ class RouterServiceServicer:
 
     Errors carry google.rpc.ErrorInfo with domain "routecast" and a stable reason: INVALID_ARGUMENT (with BadRequest field
     violations), UNKNOWN_MODEL, UNKNOWN_PROVIDER, UNKNOWN_DECISION, UNKNOWN_ENDPOINT, NO_ENDPOINT, ATTEMPTS_EXHAUSTED, RATE_LIMITED,
-    DEADLINE_EXCEEDED, UPSTREAM_REJECTED, STREAM_BROKEN, CONTEXT_TOO_LONG. UNAVAILABLE and RESOURCE_EXHAUSTED also carry RetryInfo.
+    DEADLINE_EXCEEDED, UPSTREAM_REJECTED, STREAM_BROKEN, CONTEXT_TOO_LONG,
+    IDEMPOTENCY_KEY_REUSED (another request had the key), IDEMPOTENCY_OUTCOME_UNKNOWN and IDEMPOTENCY_RESULT_TOO_LARGE (it may have been
+    executed or was, and is not executed again), STATE_UNAVAILABLE. UNAVAILABLE and RESOURCE_EXHAUSTED also carry RetryInfo.
     """
 
     def Route(self, request, context):
@@ -184,7 +188,9 @@ class RouterService:
 
     Errors carry google.rpc.ErrorInfo with domain "routecast" and a stable reason: INVALID_ARGUMENT (with BadRequest field
     violations), UNKNOWN_MODEL, UNKNOWN_PROVIDER, UNKNOWN_DECISION, UNKNOWN_ENDPOINT, NO_ENDPOINT, ATTEMPTS_EXHAUSTED, RATE_LIMITED,
-    DEADLINE_EXCEEDED, UPSTREAM_REJECTED, STREAM_BROKEN, CONTEXT_TOO_LONG. UNAVAILABLE and RESOURCE_EXHAUSTED also carry RetryInfo.
+    DEADLINE_EXCEEDED, UPSTREAM_REJECTED, STREAM_BROKEN, CONTEXT_TOO_LONG,
+    IDEMPOTENCY_KEY_REUSED (another request had the key), IDEMPOTENCY_OUTCOME_UNKNOWN and IDEMPOTENCY_RESULT_TOO_LARGE (it may have been
+    executed or was, and is not executed again), STATE_UNAVAILABLE. UNAVAILABLE and RESOURCE_EXHAUSTED also carry RetryInfo.
     """
 
     @staticmethod

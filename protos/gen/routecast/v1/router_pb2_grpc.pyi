@@ -31,7 +31,9 @@ class RouterServiceStub:
 
     Errors carry google.rpc.ErrorInfo with domain "routecast" and a stable reason: INVALID_ARGUMENT (with BadRequest field
     violations), UNKNOWN_MODEL, UNKNOWN_PROVIDER, UNKNOWN_DECISION, UNKNOWN_ENDPOINT, NO_ENDPOINT, ATTEMPTS_EXHAUSTED, RATE_LIMITED,
-    DEADLINE_EXCEEDED, UPSTREAM_REJECTED, STREAM_BROKEN, CONTEXT_TOO_LONG. UNAVAILABLE and RESOURCE_EXHAUSTED also carry RetryInfo.
+    DEADLINE_EXCEEDED, UPSTREAM_REJECTED, STREAM_BROKEN, CONTEXT_TOO_LONG,
+    IDEMPOTENCY_KEY_REUSED (another request had the key), IDEMPOTENCY_OUTCOME_UNKNOWN and IDEMPOTENCY_RESULT_TOO_LARGE (it may have been
+    executed or was, and is not executed again), STATE_UNAVAILABLE. UNAVAILABLE and RESOURCE_EXHAUSTED also carry RetryInfo.
     """
 
     @_typing.overload
@@ -59,7 +61,9 @@ class RouterServiceAsyncStub(RouterServiceStub):
 
     Errors carry google.rpc.ErrorInfo with domain "routecast" and a stable reason: INVALID_ARGUMENT (with BadRequest field
     violations), UNKNOWN_MODEL, UNKNOWN_PROVIDER, UNKNOWN_DECISION, UNKNOWN_ENDPOINT, NO_ENDPOINT, ATTEMPTS_EXHAUSTED, RATE_LIMITED,
-    DEADLINE_EXCEEDED, UPSTREAM_REJECTED, STREAM_BROKEN, CONTEXT_TOO_LONG. UNAVAILABLE and RESOURCE_EXHAUSTED also carry RetryInfo.
+    DEADLINE_EXCEEDED, UPSTREAM_REJECTED, STREAM_BROKEN, CONTEXT_TOO_LONG,
+    IDEMPOTENCY_KEY_REUSED (another request had the key), IDEMPOTENCY_OUTCOME_UNKNOWN and IDEMPOTENCY_RESULT_TOO_LARGE (it may have been
+    executed or was, and is not executed again), STATE_UNAVAILABLE. UNAVAILABLE and RESOURCE_EXHAUSTED also carry RetryInfo.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -83,7 +87,9 @@ class RouterServiceServicer(metaclass=_abc_1.ABCMeta):
 
     Errors carry google.rpc.ErrorInfo with domain "routecast" and a stable reason: INVALID_ARGUMENT (with BadRequest field
     violations), UNKNOWN_MODEL, UNKNOWN_PROVIDER, UNKNOWN_DECISION, UNKNOWN_ENDPOINT, NO_ENDPOINT, ATTEMPTS_EXHAUSTED, RATE_LIMITED,
-    DEADLINE_EXCEEDED, UPSTREAM_REJECTED, STREAM_BROKEN, CONTEXT_TOO_LONG. UNAVAILABLE and RESOURCE_EXHAUSTED also carry RetryInfo.
+    DEADLINE_EXCEEDED, UPSTREAM_REJECTED, STREAM_BROKEN, CONTEXT_TOO_LONG,
+    IDEMPOTENCY_KEY_REUSED (another request had the key), IDEMPOTENCY_OUTCOME_UNKNOWN and IDEMPOTENCY_RESULT_TOO_LARGE (it may have been
+    executed or was, and is not executed again), STATE_UNAVAILABLE. UNAVAILABLE and RESOURCE_EXHAUSTED also carry RetryInfo.
     """
 
     @_abc_1.abstractmethod

@@ -1,0 +1,194 @@
+"""The usage ledger: one entry per served request, with the price that was applied (C-05).
+
+Rule of this file: an entry is made where a request was served, once, whatever attempts, hedges and failovers that took;
+an answer that is given again under an idempotency key makes none. From memory an entry goes to the outbox within
+`_LINGER_S`, from there into the history's stream `usage`, and the outbox lets go of it only when it is there. A crash
+loses what has not reached the outbox, and doubles nothing.
+
+The request records of the history are no ledger: they are there to be analysed, may lose rows, and know no prices.
+"""
+
+import asyncio
+import logging
+import secrets
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager
+from itertools import count
+from pathlib import Path
+
+import duckdb
+import msgspec
+
+from analytics.errors import HistoryError
+from analytics.records import UsageRecord
+from analytics.segments import SegmentWriter
+from analytics.store import connect
+from service.complete import Served
+from service.serving import Event, Serving
+from service.store.errors import StoreError
+from service.store.outbox import Outbox
+from service.walk import Completion, Report
+
+log = logging.getLogger(__name__)
+
+_LINGER_S = 0.02
+_MOST_WAITING = 100_000
+_MOST_AT_ONCE = 5_000
+_MOST_TOKENS = 2**63 - 1
+_ENTRY = msgspec.msgpack.Decoder(UsageRecord)
+
+
+class Ledger:
+    """Takes entries, and carries them through `outbox` into the history below `root`."""
+
+    def __init__(self, outbox: Outbox, root: Path, segments: SegmentWriter, *, ship_every_s: float) -> None:
+        self._outbox = outbox
+        self._root = root
+        self._segments = segments
+        self._ship_every_s = ship_every_s
+        self._waiting: list[UsageRecord] = []
+        self._filled = asyncio.Event()
+        self._storing = asyncio.Lock()
+
+    def put(self, entry: UsageRecord) -> None:
+        """Take an entry. It is durable soon; `settle` waits for it."""
+        self._waiting.append(entry)
+        self._filled.set()
+        if len(self._waiting) > _MOST_WAITING:
+            log.critical("the disk refuses the usage ledger: entry %s is lost", self._waiting.pop(0))
+
+    async def settle(self) -> None:
+        """Return when every entry taken so far is durable, or the disk has refused."""
+        async with self._storing:
+            entries, self._waiting = self._waiting, []
+            self._filled.clear()
+            if not entries:
+                return
+            try:
+                await self._outbox.add([(entry.entry_id, msgspec.msgpack.encode(entry)) for entry in entries])
+            except StoreError as error:
+                log.warning("%d usage entries wait in memory: %s", len(entries), error)
+                self._waiting = entries + self._waiting
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Carry entries on within the block; at its end, all of them."""
+        tasks = [asyncio.create_task(work, name="usage ledger") for work in (self._store_soon(), self._ship_often())]
+        try:
+            yield
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await self.settle()
+            await self._ship()
+            self._segments.close()
+
+    async def _store_soon(self) -> None:
+        while True:
+            await self._filled.wait()
+            await asyncio.sleep(_LINGER_S)
+            await self.settle()
+            if self._waiting:
+                self._filled.set()
+
+    async def _ship_often(self) -> None:
+        while True:
+            await self._ship()
+            await asyncio.sleep(self._ship_every_s)
+
+    async def _ship(self) -> None:
+        """Bring what is in the outbox into the history."""
+        try:
+            while (shipment := await self._outbox.pack(_MOST_AT_ONCE)) is not None:
+                entries = [_ENTRY.decode(body) for body in shipment.bodies]
+                if not (shipment.resumed and await asyncio.to_thread(self._has_arrived, entries[0])):
+                    await asyncio.to_thread(self._segments.write, UsageRecord.stream, entries)
+                await self._outbox.delivered(shipment)
+        except (StoreError, HistoryError, OSError, duckdb.Error) as error:
+            log.warning("usage entries wait in the outbox: %s", error)
+        except Exception:
+            log.exception("usage entries wait in the outbox")
+
+    def _has_arrived(self, entry: UsageRecord) -> bool:
+        """Tell whether the history has the shipment of which `entry` is the first: a segment is there whole or not."""
+        with connect(self._root) as connection:
+            near = "time BETWEEN make_timestamp(?::BIGINT) AND make_timestamp(?::BIGINT)"
+            microseconds = round(entry.time * 1e6)
+            rows = connection.execute(
+                f"SELECT 1 FROM usage WHERE {near} AND entry_id = ?",  # noqa: S608  # no value is in it
+                [microseconds - 1, microseconds + 1, entry.entry_id],
+            ).fetchall()
+        return bool(rows)
+
+
+class LedgeredServing:
+    """Enters what `inner` serves. With `wait`, and with an idempotency key in any case, a request is answered when its
+    entry is durable.
+    """
+
+    def __init__(self, inner: Serving, ledger: Ledger, replica: str, *, wait: bool) -> None:
+        self._inner = inner
+        self._ledger = ledger
+        self._replica = replica
+        self._wait = wait
+        self._ids = map(f"{secrets.token_hex(8)}-{{}}".format, count(1))
+
+    async def complete(self, completion: Completion) -> Served:
+        """See `Serving.complete`."""
+        served = await self._inner.complete(completion)
+        await self._enter(completion, served.report)
+        return served
+
+    async def stream(self, completion: Completion) -> AsyncGenerator[Event, None]:
+        """See `Serving.stream`. The report comes last of all, when the stream's session and entry are durable."""
+        report: Report | None = None
+        async with aclosing(self._inner.stream(completion)) as items:
+            async for item in items:
+                if isinstance(item, Report):
+                    report = item
+                else:
+                    yield item
+        if report is not None:
+            await self._enter(completion, report)
+            yield report
+
+    async def _enter(self, completion: Completion, report: Report) -> None:
+        self._ledger.put(_entry(next(self._ids), completion, report, self._replica))
+        if self._wait or completion.idempotency_key:
+            await self._ledger.settle()
+
+
+def _entry(entry_id: str, completion: Completion, report: Report, replica: str) -> UsageRecord:
+    endpoint = report.endpoint
+    return UsageRecord(
+        replica=replica,
+        time=report.time,
+        entry_id=entry_id,
+        request_id=report.request_id,
+        edge=completion.edge,
+        operation=completion.operation.value,
+        model=endpoint.model,
+        agent=_text(completion.route.agent),
+        tenant=_text(completion.route.tenant),
+        session_id=report.session_id,
+        endpoint=endpoint.id,
+        provider=endpoint.provider,
+        region=endpoint.region,
+        attempts=len(report.attempts),
+        input_tokens=_tokens(report.input_tokens),
+        output_tokens=_tokens(report.output_tokens),
+        input_usd_per_mtok=endpoint.input_usd_per_mtok,
+        output_usd_per_mtok=endpoint.output_usd_per_mtok,
+        cost_usd=report.cost_usd,
+    )
+
+
+def _text(value: str) -> str:
+    """Return what a file can hold of a caller's text: a header may carry bytes that are no UTF-8."""
+    return value.encode("utf-8", "replace").decode()
+
+
+def _tokens(value: int | None) -> int | None:
+    """Return a count a file can hold; a provider may say anything."""
+    return value if value is not None and 0 <= value <= _MOST_TOKENS else None
