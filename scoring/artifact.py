@@ -36,8 +36,9 @@ class Manifest:
 
     `kind`: trees, logistic, level, or a blend of these with the shipped prior. `threshold` is the risk from which on it
     should be acted upon. The figures come from data that neither the fit nor the calibration nor the threshold has
-    seen. `incidents` is by kind of incident. `parent` is the champion it was compared with, `code` the version of this
-    package; `trained_at`, `data_from` and `data_until` are unix seconds (None for the reproducible prior).
+    seen; `skill_shifted` is that in worlds unlike the training's. `incidents` is by kind of incident. `parent` is the
+    champion it was compared with, `code` the version of this package; `trained_at`, `data_from` and `data_until` are
+    unix seconds (None for the reproducible prior).
     """
 
     version: str
@@ -54,6 +55,7 @@ class Manifest:
     data_from: float | None
     data_until: float | None
     skill: Skill
+    skill_shifted: Skill | None = None
     false_alarms_per_day: float | None
     endpoint_days: float
     incidents: dict[str, Caught]

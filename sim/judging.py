@@ -28,11 +28,14 @@ _LATE_S = 30.0
 
 @dataclass(frozen=True, slots=True)
 class Trouble:
-    """One incident of one endpoint: when its faults begin, when the first attempts show harm, and its kind."""
+    """One incident of one endpoint: its kind, when its faults begin, when the first attempts show harm, and when it
+    gets so bad that any breaker would notice (for a whole domain: at the last of its endpoints).
+    """
 
     kind: IncidentKind
     begins: float
     harmful: float
+    hard: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +78,7 @@ def sample_world(seed: int, setting: Setting, tick_s: float) -> list[Sampled]:
         ]
         near = [(START_S + incident.start_s, START_S + incident.end_s) for incident in real]
         troubles = [
-            Trouble(incident.kind, begins, harmful)
+            Trouble(incident.kind, begins, harmful, START_S + incident.hard_s)
             for incident, (begins, ends) in zip(real, near, strict=True)
             if (harmful := _first_harm(moments, begins, ends)) is not None
         ]

@@ -1,7 +1,8 @@
 """`python -m sim.prior`: train the forecaster that ships with the package, on simulated worlds, from a fixed seed.
 
 The rule of this file: worlds are split whole. One part is fitted on, one calibrates and chooses the threshold, one is
-only looked at for the figures in the manifest. None of them is an evaluation scenario.
+only looked at for the figures in the manifest. None of them is an evaluation scenario. Worlds full of trouble teach
+what it looks like; probabilities and alarms per day are settled where trouble is as rare as in service.
 """
 
 import argparse
@@ -41,12 +42,18 @@ _PART_STRIDE = 1_000_000
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """How many worlds of each setting each part has."""
+    """How many worlds of each setting each part has. The parts are fit, calibrate and test."""
 
-    fit: int = 100
-    calibrate: int = 60
-    test: int = 40
-    cold_per_steady: int = 2
+    steady: tuple[int, int, int] = (100, 20, 40)
+    cold: tuple[int, int, int] = (200, 40, 80)
+    sparse: tuple[int, int, int] = (20, 24, 16)
+    shifted: tuple[int, int, int] = (0, 0, 40)
+
+    def settings(self, part: int) -> list[Setting]:
+        """Return the setting of each world of a part."""
+        counts = ((Setting.STEADY, self.steady), (Setting.COLD, self.cold), (Setting.SPARSE, self.sparse),
+                  (Setting.SHIFTED, self.shifted))  # fmt: skip
+        return [setting for setting, by_part in counts for _ in range(by_part[part])]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,10 +72,18 @@ def train_prior(seed: int = SEED, size: Size = Size(), workers: int = 2) -> Trai
     x_cal, y_cal = _rows(calibrate)
     coarse = int(_TRAIN_TICK_S / _SERVE_TICK_S)
     forest = export(fit_classifier(x, y, x_cal[::coarse], y_cal[::coarse], seed))
-    forecaster = Forecaster((Weighted(1.0, forest),), fit_calibration(forest.log_odds(x_cal), y_cal), domain_of(x, y))
-    choice = choose_threshold(series_of(calibrate, forecaster), MAX_FALSE_ALARMS_PER_DAY)
+    as_in_service = only(calibrate, Setting.SPARSE)
+    x_rare, y_rare = _rows(as_in_service)
+    calibration = fit_calibration(forest.log_odds(x_rare), y_rare)
+    forecaster = Forecaster((Weighted(1.0, forest),), calibration, domain_of(x, y))
+    choice = choose_threshold(series_of(as_in_service, forecaster), MAX_FALSE_ALARMS_PER_DAY)
     arrays = pack(forecaster)
     return Trained(arrays, _manifest(forecaster, arrays, choice, test, seed, size, len(x)))
+
+
+def only(samples: Sequence[Sampled], setting: Setting) -> list[Sampled]:
+    """Return the samples of one setting."""
+    return [sampled for sampled in samples if sampled.setting is setting]
 
 
 def _manifest(
@@ -80,9 +95,11 @@ def _manifest(
     size: Size,
     rows: int,
 ) -> Manifest:
-    x, y = _rows(test)
-    series = series_of(test, forecaster)
-    days = endpoint_days(series)
+    rare = only(test, Setting.SPARSE)
+    x, y = _rows(rare)
+    alarms = sum(false_alarms(s, choice.threshold) for s in series_of(rare, forecaster))
+    days = endpoint_days(series_of(rare, forecaster))
+    x_abroad, y_abroad = _rows(only(test, Setting.SHIFTED))
     digest = checksum(arrays)
     return Manifest(
         version=f"prior-{seed}-{digest[:8]}",
@@ -96,25 +113,25 @@ def _manifest(
         threshold=choice.threshold,
         libraries=libraries(),
         data=(
-            f"simulated worlds: {size.fit} fitted on ({rows} rows every {_TRAIN_TICK_S:g} s), {size.calibrate} for "
-            f"calibration and threshold ({choice.per_day:.2f} false alarms per endpoint-day in {choice.days:.1f}), "
-            f"{size.test} for these figures; with each, {size.cold_per_steady} worlds that start cold. Incidents are "
-            "denser than in service: shares depend on that, ratios and leads less."
+            f"simulated worlds: {len(size.settings(0))} fitted on ({rows} rows every "
+            f"{_TRAIN_TICK_S:g} s); calibration and threshold by {size.sparse[1]} with trouble as rare as in service "
+            f"({choice.per_day:.2f} false alarms per endpoint-day in {choice.days:.1f}); figures by "
+            f"{len(size.settings(2))} others, skill and false alarms by the {size.sparse[2]} rare ones of them"
         ),
         data_from=None,
         data_until=None,
         skill=skill(y, forecaster.risks(x)),
-        false_alarms_per_day=sum(false_alarms(s, choice.threshold) for s in series) / days,
+        skill_shifted=skill(y_abroad, forecaster.risks(x_abroad)),
+        false_alarms_per_day=alarms / days if days else None,
         endpoint_days=days,
-        incidents=caught_by_kind(test, series, choice.threshold),
+        incidents=caught_by_kind(test, series_of(test, forecaster), choice.threshold),
         parent=None,
         arrays_sha256=digest,
     )
 
 
 def _samples(pool: ProcessPoolExecutor, seed: int, part: int, size: Size) -> list[Sampled]:
-    count = (size.fit, size.calibrate, size.test)[part]
-    settings = [Setting.STEADY] * count + [Setting.COLD] * (count * size.cold_per_steady)
+    settings = size.settings(part)
     first = (seed * len(_PARTS) + part) * _PART_STRIDE
     tick_s = _TRAIN_TICK_S if part == 0 else _SERVE_TICK_S
     sampled = pool.map(partial(sample_world, tick_s=tick_s), range(first, first + len(settings)), settings)
@@ -122,6 +139,8 @@ def _samples(pool: ProcessPoolExecutor, seed: int, part: int, size: Size) -> lis
 
 
 def _rows(samples: Sequence[Sampled]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int8]]:
+    if not samples:
+        return np.empty((0, len(NAMES))), np.empty(0, dtype=np.int8)
     return np.concatenate([s.x[s.usable] for s in samples]), np.concatenate([s.y[s.usable] for s in samples])
 
 
@@ -145,7 +164,8 @@ def summary(trained: Trained) -> str:
     lines = [
         f"{manifest.version}: {len(trained.arrays)} bytes, threshold {manifest.threshold:g}",
         f"rows {figures.rows}, base rate {figures.base_rate:.4f}, {ranking}",
-        f"false alarms per endpoint-day {manifest.false_alarms_per_day:.2f} in {manifest.endpoint_days:.1f} days",
+        f"shifted worlds: skill {(manifest.skill_shifted or figures).brier_skill or 0:.3f}",
+        f"false alarms per endpoint-day {manifest.false_alarms_per_day or 0:.2f} in {manifest.endpoint_days:.1f} days",
     ]
     for kind, found in manifest.incidents.items():
         recall, lead, possible = found.early_recall or 0, found.median_lead_s or 0, found.median_possible_s or 0

@@ -98,7 +98,7 @@ async def test_f20_a_damaged_champion_gives_way_to_the_shipped_model(providers: 
     broken = tmp_path / "data" / "models" / "broken"
     broken.mkdir(parents=True)
     (broken / "manifest.json").write_text("{")
-    (broken.parent / "champion").write_text("broken\n")
+    (broken.parent / "roles.json").write_text('{"champion": "broken"}')
     async with _forecasting(providers, tmp_path) as service:
         await until(lambda: _is_forecasting(service))
         assert await service.end() == 0

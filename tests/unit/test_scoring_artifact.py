@@ -5,59 +5,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from scoring.artifact import ArtifactError, Manifest, checksum, code_version, libraries, load, save
+from scoring.artifact import ArtifactError, checksum, load, save
 from scoring.calibration import Calibration
-from scoring.domain import Domain
 from scoring.features import FEATURE_SET, NAMES
 from scoring.forecaster import Forecaster, Weighted
-from scoring.forest import Forest
 from scoring.level import Level
 from scoring.linear import Linear
-from scoring.metrics import Skill
 from scoring.packing import pack
-from scoring.registry import PRIOR, Registry
-
-_K = len(NAMES)
-EVERYWHERE = Domain(np.full(_K, -1e9), np.full(_K, 1e9), np.zeros(_K), np.zeros((9, _K)))
-
-
-def stump(value: float = 1.0) -> Forecaster:
-    """One tree with one split on the first feature at 0.5."""
-    forest = Forest(
-        feature=np.zeros((1, 3), dtype=np.int32),
-        threshold=np.array([[0.5, 0.0, 0.0]]),
-        missing_left=np.zeros((1, 3), dtype=np.bool_),
-        left=np.array([[1, 1, 2]], dtype=np.int32),
-        right=np.array([[2, 1, 2]], dtype=np.int32),
-        value=np.array([[0.0, -value, value]]),
-        depth=1,
-        baseline=-2.0,
-    )
-    return Forecaster((Weighted(1.0, forest),), Calibration(1.5, 0.25), EVERYWHERE)
-
-
-def manifest(arrays: bytes, version: str = "v1", threshold: float = 0.4) -> Manifest:
-    return Manifest(
-        version=version,
-        kind="trees",
-        code=code_version(),
-        trained_at=1.0,
-        seed=1,
-        feature_set=FEATURE_SET,
-        features=NAMES,
-        horizon_s=60.0,
-        threshold=threshold,
-        libraries=libraries(),
-        data="a test",
-        data_from=None,
-        data_until=None,
-        skill=Skill(10, 0.1, 0.5, 0.05, 0.3),
-        false_alarms_per_day=None,
-        endpoint_days=0.0,
-        incidents={},
-        parent=None,
-        arrays_sha256=checksum(arrays),
-    )
+from scoring.registry import PRIOR
+from tests.forecasters import EVERYWHERE, manifest, stump
 
 
 @pytest.fixture
@@ -77,12 +33,12 @@ def test_a_saved_model_comes_back_bit_for_bit(saved: Path) -> None:
 
 def test_every_kind_of_model_comes_back_bit_for_bit(tmp_path: Path) -> None:
     rng = np.random.default_rng(2)
-    linear = Linear(rng.random(_K), 0.5 + rng.random(_K), rng.normal(size=_K), -3.0)
+    linear = Linear(rng.random(len(NAMES)), 0.5 + rng.random(len(NAMES)), rng.normal(size=len(NAMES)), -3.0)
     parts = (*stump().parts, Weighted(0.3, linear), Weighted(0.2, Level()))
     whole = Forecaster(parts, Calibration(1.2, -0.5), EVERYWHERE, {"öst": Calibration(0.9, 0.1), "west": Calibration()})
     arrays = pack(whole)
     save(tmp_path / "m", arrays, manifest(arrays))
-    loaded, x = load(tmp_path / "m").forecaster, rng.normal(size=(40, _K))
+    loaded, x = load(tmp_path / "m").forecaster, rng.normal(size=(40, len(NAMES)))
     groups = ["öst", "west", "north", "öst"] * 10
     assert loaded.risks(x, groups).tolist() == whole.risks(x, groups).tolist()
     assert loaded.risks(x, ["öst"] * 40).tolist() != loaded.risks(x).tolist()
@@ -155,7 +111,7 @@ def arrays_with(tmp_path: Path, **changed: object) -> bytes:
         ({"0.forest.depth": np.float64(1e6)}, "depth = 1000000"),
         ({"0.forest.baseline": None}, r"'0\.forest\.baseline' is missing"),
         ({"0.forest.value": np.array([[None, 1, 2]], dtype=object)}, "not an archive of arrays: Object arrays"),
-        ({"0.linear.scale": np.ones(_K)}, "part 0: expected one of forest, linear, level, found"),
+        ({"0.linear.scale": np.ones(len(NAMES))}, "part 0: expected one of forest, linear, level, found"),
         ({"parts": np.zeros(1)}, "parts: expected 1 to 8 positive weights"),
         ({"parts": np.ones(2)}, "part 1: expected one of forest, linear, level, found nothing"),
         ({"calibrations": np.array([[-1.0, 0.0]])}, "slope = -1"),
@@ -186,53 +142,3 @@ def test_the_shipped_prior_loads_and_is_small() -> None:
     assert model.manifest.skill.brier_skill > 0.25
     assert model.manifest.false_alarms_per_day is not None
     assert model.manifest.false_alarms_per_day <= 3.5  # chosen for 3 on other worlds
-
-
-def test_without_a_pointer_the_prior_is_served(tmp_path: Path) -> None:
-    champion = Registry(tmp_path).champion()
-    assert champion.model is not None
-    assert champion.model.manifest == load(PRIOR).manifest
-    assert champion.problem == ""
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_promoted_model_is_served_and_the_stamp_tells(tmp_path: Path) -> None:
-    registry, arrays = Registry(tmp_path), pack(stump())
-    before = registry.stamp()
-    registry.register(arrays, manifest(arrays))
-    assert registry.stamp() == before
-    registry.promote("v1")
-    assert registry.stamp() != before
-    champion = registry.champion()
-    assert champion.model is not None
-    assert (champion.model.manifest.version, champion.problem) == ("v1", "")
-    assert [found.version for found in registry.versions()] == ["v1"]
-
-
-def test_a_model_that_cannot_be_loaded_is_not_promoted(tmp_path: Path) -> None:
-    registry = Registry(tmp_path)
-    for version in ("nowhere", "../outside"):
-        with pytest.raises(ArtifactError):
-            registry.promote(version)
-    assert registry.stamp() == 0
-
-
-@pytest.mark.parametrize("damage", ["gone", "pointer"])
-def test_a_broken_champion_falls_back_to_the_prior_and_says_why(tmp_path: Path, damage: str) -> None:
-    registry, arrays = Registry(tmp_path), pack(stump())
-    directory = registry.register(arrays, manifest(arrays))
-    registry.promote("v1")
-    if damage == "gone":
-        (directory / "arrays.npz").unlink()
-    else:
-        (tmp_path / "models" / "champion").write_text("../../etc\n")
-    champion = registry.champion()
-    assert champion.model is not None
-    assert champion.model.manifest.version == load(PRIOR).manifest.version
-    assert champion.problem
-
-
-def test_with_no_usable_model_there_is_none_and_a_reason(tmp_path: Path) -> None:
-    champion = Registry(tmp_path, prior=tmp_path / "empty").champion()
-    assert champion.model is None
-    assert "manifest.json: cannot be read" in champion.problem

@@ -100,7 +100,7 @@ def test_the_truth_of_a_world_is_what_its_attempts_show() -> None:
 
 
 def test_the_prior_is_reproducible_and_honest(tmp_path_factory: pytest.TempPathFactory) -> None:
-    size = Size(fit=3, calibrate=2, test=1, cold_per_steady=1)
+    size = Size(steady=(3, 1, 1), cold=(3, 1, 1), sparse=(0, 1, 1), shifted=(0, 0, 1))
     first, second = train_prior(3, size), train_prior(3, size)
     assert first == second
     assert first.manifest.arrays_sha256 == checksum(first.arrays)
