@@ -12,6 +12,9 @@ from routing.policy import AttemptPolicy, BudgetPolicy
 from routing.snapshot import Candidate
 
 _LEAST_SPREAD_S = 0.1
+# A share that was halved once or twice says little: at 200 requests a second, one 429 in a thousand does that all the
+# time, and to call that overloaded cost a simulated outage half of its retries.
+_OVERLOADED_BELOW = 0.3
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,15 +60,15 @@ def first_byte_timeout_s(
 
 
 def recovering(candidates: Sequence[Candidate]) -> frozenset[str]:
-    """Return the endpoints that take less than their traffic since a rate limit."""
-    return frozenset(c.facts.endpoint.id for c in candidates if c.facts.quota_share < 1.0)
+    """Return the endpoints that rate limits have brought below three tenths of their traffic."""
+    return frozenset(c.facts.endpoint.id for c in candidates if c.facts.quota_share < _OVERLOADED_BELOW)
 
 
 def overloaded(candidates: Sequence[Candidate], policy: BudgetPolicy, now: float) -> bool:
     """Tell whether more than `overloaded_share` of a model's `candidates` are paused by a rate limit or recover from
-    one.
+    several.
     """
-    limited = sum(c.facts.quota_share < 1.0 or c.facts.blocked_until > now for c in candidates)
+    limited = sum(c.facts.quota_share < _OVERLOADED_BELOW or c.facts.blocked_until > now for c in candidates)
     return limited > policy.overloaded_share * len(candidates)
 
 

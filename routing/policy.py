@@ -223,7 +223,7 @@ class BudgetPolicy:
     window_s: float = 10.0
     overloaded_share: float = 0.5
     max_wait_s: float = 2.0
-    max_waiting: int = 100
+    max_waiting: int = 500
 
     def __post_init__(self) -> None:
         _check(0 <= self.retry_share < inf, self, "retry_share", "a share of requests of 0 or more")

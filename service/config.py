@@ -13,7 +13,16 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, St
 from pydantic.dataclasses import dataclass as validated
 
 from routing.model import Capability, Catalogue, Endpoint
-from routing.policy import AttemptPolicy, DomainPolicy, FailbackPolicy, ForecastPolicy, Policy, ReflexPolicy
+from routing.policy import (
+    AttemptPolicy,
+    BudgetPolicy,
+    DomainPolicy,
+    FailbackPolicy,
+    ForecastPolicy,
+    HedgePolicy,
+    Policy,
+    ReflexPolicy,
+)
 from service.store.seal import KEY_BYTES
 
 _STRICT = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
@@ -224,6 +233,8 @@ FailbackSection = validated(FailbackPolicy, config=_STRICT)
 ForecastSection = validated(ForecastPolicy, config=_STRICT)
 AttemptSection = validated(AttemptPolicy, config=_STRICT)
 DomainSection = validated(DomainPolicy, config=_STRICT)
+BudgetSection = validated(BudgetPolicy, config=_STRICT)
+HedgeSection = validated(HedgePolicy, config=_STRICT)
 
 
 class Thresholds(_Section):
@@ -239,6 +250,10 @@ class Thresholds(_Section):
     """Limits on the attempts of one request."""
     domains: DomainSection = DomainSection()  # type: ignore[valid-type]  # the same
     """When endpoints that fail together are one event of what they share."""
+    budget: BudgetSection = BudgetSection()  # type: ignore[valid-type]  # the same
+    """What all requests of a model together may spend on trying again."""
+    hedge: HedgeSection = HedgeSection()  # type: ignore[valid-type]  # the same
+    """When a second attempt may start beside one that keeps its caller waiting."""
 
     def policy(self) -> Policy:
         """Return the core's policy."""
@@ -248,6 +263,8 @@ class Thresholds(_Section):
             forecast=self.forecast,
             attempts=self.attempts,
             domains=self.domains,
+            budget=self.budget,
+            hedge=self.hedge,
         )
 
 

@@ -11,14 +11,23 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from routing.actions import Action, Finished, Probe
-from routing.attempts import RequestBudget, first_byte_timeout_s, refusal_to_retry
+from routing.attempts import (
+    RequestBudget,
+    first_byte_timeout_s,
+    is_reroute,
+    recovering,
+    refusal_to_retry,
+    spared_by_retries,
+    wait_s,
+)
 from routing.engine import Engine
 from routing.forecasts import Forecasts
+from routing.hedging import expected_cost_usd, hedge, in_scope
 from routing.model import Capability, Catalogue, Endpoint, RouteRequest
 from routing.outcomes import Outcome
 from routing.pipeline import Decision, decide
 from routing.policy import Policy as RoutingPolicy
-from sim.arena.policy import ArenaEndpoint, ArenaRequest, Attempted, Limits, Policy
+from sim.arena.policy import ArenaEndpoint, ArenaRequest, Attempted, Limits, Policy, RetryLimit
 from sim.policies.base import ParameterError
 
 MODEL = "arena"
@@ -30,7 +39,9 @@ Forecaster = Callable[[Engine, float], Forecasts | None]
 
 
 class Routecast(Policy):
-    """The engine as a policy; with a `forecaster`, the engine and its forecasts."""
+    """The engine as a policy; with a `forecaster`, the engine and its forecasts. Callers do not ask for hedges, as the
+    service's do not by default, unless `asks_for_hedges`.
+    """
 
     def __init__(
         self,
@@ -38,44 +49,118 @@ class Routecast(Policy):
         policy: RoutingPolicy | None = None,
         forecaster: Forecaster | None = None,
         name: str = "routecast-reflex",
+        *,
+        asks_for_hedges: bool = False,
+        make_engine: Callable[[Catalogue, RoutingPolicy, float], Engine] = Engine,
     ) -> None:
         policy = policy or RoutingPolicy()
         self.name = name
         self.stall_timeout_s = policy.attempts.stall_timeout_s
         self.probe_timeout_s = _PROBE_TIMEOUT_S
         self.tick_s = _TICK_S
-        self.limits = Limits(max_attempts=policy.attempts.max_attempts)
-        self.engine = Engine(_catalogue(endpoints), policy, 0.0)
+        paid = policy.budget
+        retries = RetryLimit(paid.retry_share, paid.retry_floor_per_s * paid.window_s, paid.window_s)
+        self.limits = Limits(max_attempts=policy.attempts.max_attempts, retries=retries)
+        self.engine = make_engine(_catalogue(endpoints), policy, 0.0)
         self._attempts = policy.attempts
         self._forecaster = forecaster
+        self._asks_for_hedges = asks_for_hedges
         self._ids = [endpoint.id for endpoint in endpoints]
+        self._usd_per_token = [endpoint.usd_per_mtok / 1e6 for endpoint in endpoints]
         self._index = {endpoint_id: i for i, endpoint_id in enumerate(self._ids)}
         self._first = RouteRequest(MODEL)
+        self._account = self.engine.budgets[MODEL]
+        self._next_number = 0
+        self._waited_for: dict[int, tuple[float, frozenset[int]]] = {}
         self._probing: dict[int, str] = {}
         self._probes = 0
 
-    def route(self, request: ArenaRequest, tried: Sequence[int], now: float, draw: float) -> int | None:  # noqa: ARG002  # the protocol's signature
+    def route(self, request: ArenaRequest, tried: Sequence[int], now: float, draw: float) -> int | None:
         """Decide on the current snapshot."""
-        chosen = self.decide(tried, now, draw).chosen
+        chosen = self.decide(request, tried, now, draw).chosen
         return None if chosen is None else self._index[chosen.facts.endpoint.id]
 
-    def decide(self, tried: Sequence[int], now: float, draw: float) -> Decision:
+    def decide(self, request: ArenaRequest, tried: Sequence[int], now: float, draw: float) -> Decision:
         """Return the decision on an attempt of a request that was already sent to `tried`."""
-        asked = self._first
-        if tried:
-            asked = replace(asked, excluded=frozenset(self._ids[i] for i in tried))
-        return decide(self.engine.snapshot, asked, now, draw)
+        snapshot = self.engine.snapshot
+        if not tried:
+            return decide(snapshot, self._first, now, draw)
+        _, waited_for = self._waited_for.get(request.number, (0.0, frozenset[int]()))
+        spared = spared_by_retries(snapshot.candidates(MODEL), self.engine.policy.budget, now)
+        return self._elsewhere(
+            [i for i in tried if i not in waited_for], frozenset() if waited_for else spared, now, draw
+        )
+
+    def _elsewhere(self, tried: Iterable[int], spared: frozenset[str], now: float, draw: float) -> Decision:
+        excluded = frozenset(self._ids[i] for i in tried)
+        return decide(self.engine.snapshot, replace(self._first, excluded=excluded, spared=spared), now, draw)
+
+    def wait_s(self, request: ArenaRequest, made: Sequence[Attempted], now: float, draw: float) -> float | None:
+        """Wait for a rate limit to end where that is all it takes and a place to wait is free."""
+        self._note(request, now)
+        limited = frozenset(a.endpoint for a in made if a.outcome is Outcome.RATE_LIMITED)
+        decision = self.decide(request, [a.endpoint for a in made], now, draw)
+        budget = self._budget(request)
+        pause_s = wait_s(decision, [self._ids[i] for i in limited], budget, self.engine.policy.budget, draw)
+        if pause_s is None or not self._account.take_place(now + pause_s, now):
+            return None
+        self._waited_for[request.number] = (now + pause_s, limited)
+        return pause_s
 
     def patience_s(self, request: ArenaRequest, tried: Sequence[int], now: float) -> float:
         """Keep some of the deadline for the fallback while another endpoint is left."""
-        others_left = len(self.decide(tried, now, 0.0).plan.cumulative) > 1
+        self._note(request, now)
+        others_left = len(self.decide(request, tried, now, 0.0).plan.cumulative) > 1
         return first_byte_timeout_s(self._budget(request), self._attempts, now, streamed=True, others_left=others_left)
+
+    def _note(self, request: ArenaRequest, now: float) -> None:
+        """Feed the retry budget, once for each request; they arrive in the order of their numbers."""
+        if request.number >= self._next_number:
+            self._next_number = request.number + 1
+            self._account.requested(now)
+
+    def hedge_after_s(self, request: ArenaRequest, tried: Sequence[int], now: float) -> float | None:
+        """Ask the core's rule."""
+        if not in_scope(self.engine.policy.hedge, asked=self._asks_for_hedges):
+            return None
+        decision = self.decide(request, tried[:-1], now, 0.0)
+        chosen_id = self._ids[tried[-1]]
+        (chosen,) = (c.candidate for c in decision.considered if c.candidate.facts.endpoint.id == chosen_id)
+        return hedge(
+            replace(decision, chosen=chosen),
+            self.engine.snapshot,
+            self.engine.window_of(chosen_id),
+            self.engine.policy,
+            idempotent=request.idempotent,
+            asked=self._asks_for_hedges,
+            streamed=True,
+        ).delay_s
+
+    def hedge(self, request: ArenaRequest, tried: Sequence[int], now: float, draw: float) -> int | None:
+        """Choose among those that are neither tried nor recovering, if the budget pays."""
+        if len(tried) >= self._attempts.max_attempts or now >= self._budget(request).deadline:
+            return None
+        decision = self._elsewhere(tried, recovering(self.engine.snapshot.candidates(MODEL)), now, draw)
+        if decision.chosen is None or decision.panic:
+            return None
+        endpoint = decision.chosen.facts.endpoint
+        cost_usd = expected_cost_usd(endpoint, decision.request, self._account.usual_output_tokens)
+        return None if self._account.take_hedge(cost_usd, now) else self._index[endpoint.id]
 
     def retry(self, request: ArenaRequest, made: Sequence[Attempted], now: float, draw: float) -> float | None:  # noqa: ARG002  # the protocol's signature
         """Go on at once unless the discipline of attempts refuses."""
         last = made[-1]
         emitted, budget = last.ttft_s is not None, self._budget(request)
-        return None if refusal_to_retry(last.outcome, len(made), emitted, budget, self._attempts, now) else 0.0
+        if refusal_to_retry(last.outcome, len(made), emitted, budget, self._attempts, now):
+            return None
+        return 0.0 if self.is_reroute(made, now) or self._account.take_retry(now) else None
+
+    def is_reroute(self, made: Sequence[Attempted], now: float) -> bool:
+        """See `routing.attempts.is_reroute`."""
+        last = made[-1].endpoint
+        spared = spared_by_retries(self.engine.snapshot.candidates(MODEL), self.engine.policy.budget, now)
+        decision = self._elsewhere((a.endpoint for a in made), spared, now, 0.0)
+        return decision.chosen is not None and is_reroute(decision, self._ids[last])
 
     def _budget(self, request: ArenaRequest) -> RequestBudget:
         return RequestBudget(min(request.deadline, request.time + self._attempts.deadline_s), request.idempotent)
@@ -104,6 +189,9 @@ class Routecast(Policy):
                 output_tokens=attempted.output_tokens,
                 generation_s=0.0 if ttft_s is None else attempted.latency_s - ttft_s,
             )
+            self._account.served(
+                attempted.output_tokens * self._usd_per_token[attempted.endpoint], attempted.output_tokens, now
+            )
         self.engine.finished(result, now)
 
     def _blame(self, attempted: Attempted, now: float) -> Outcome:
@@ -119,6 +207,7 @@ class Routecast(Policy):
     def tick(self, now: float) -> Sequence[int]:
         """Hear the forecaster, let the engine tick; return what it wants probed and is not being probed."""
         actions: list[Action] = []
+        self._waited_for = {number: waited for number, waited in self._waited_for.items() if waited[0] >= now}
         if self._forecaster is not None and (forecasts := self._forecaster(self.engine, now)) is not None:
             actions += self.engine.forecast(forecasts, now)
         return [self._probe(endpoint, now) for endpoint in self._wanted(actions + self.engine.tick(now))]

@@ -2,9 +2,22 @@
 
 import pytest
 
-from routing.attempts import RequestBudget, first_byte_timeout_s, refusal_to_retry
+from routing.attempts import (
+    RequestBudget,
+    first_byte_timeout_s,
+    is_reroute,
+    overloaded,
+    recovering,
+    refusal_to_retry,
+    spared_by_retries,
+    wait_s,
+)
+from routing.health import State
 from routing.outcomes import Outcome
-from routing.policy import AttemptPolicy
+from routing.policy import AttemptPolicy, BudgetPolicy
+from routing.snapshot import Facts
+from tests.decisions import NOW, decision, facts, snapshot
+from tests.routing_world import MODEL
 
 POLICY = AttemptPolicy(max_attempts=3, deadline_s=100.0, ttft_timeout_s=20.0, reply_timeout_s=60.0, reserve_s=30.0)
 IDEMPOTENT = RequestBudget(deadline=100.0, idempotent=True)
@@ -73,3 +86,81 @@ def test_no_attempt_after_the_deadline(now: float, refusal: str) -> None:
 def test_time_is_kept_for_the_fallback(now: float, streamed: bool, others_left: bool, timeout_s: float) -> None:
     found = first_byte_timeout_s(IDEMPOTENT, POLICY, now, streamed=streamed, others_left=others_left)
     assert found == pytest.approx(timeout_s)
+
+
+def _limited(name: str, order: int, rest_s: float, share: float = 1.0) -> Facts:
+    return facts(name, order, blocked_until=NOW + rest_s, quota_share=share)
+
+
+def test_l13_a_retry_spares_overloaded_endpoints_once_they_are_the_most() -> None:
+    few = snapshot(facts("a"), facts("b", 1, quota_share=0.1), facts("c", 2)).candidates(MODEL)
+    assert recovering(few) == {"b"}
+    assert not overloaded(few, BudgetPolicy(), NOW)
+    assert spared_by_retries(few, BudgetPolicy(), NOW) == frozenset()
+
+    most = snapshot(_limited("a", 0, 5.0), facts("b", 1, quota_share=0.1), facts("c", 2)).candidates(MODEL)
+    assert overloaded(most, BudgetPolicy(), NOW)
+    assert spared_by_retries(most, BudgetPolicy(), NOW) == {"b"}
+    assert not overloaded(most, BudgetPolicy(overloaded_share=0.7), NOW)
+    assert not overloaded(most, BudgetPolicy(), NOW + 5.0), "a pause that is over is none"
+
+
+def test_l13_a_spared_endpoint_gets_no_retry_and_the_decision_says_why() -> None:
+    known = (facts("a"), facts("b", 1, quota_share=0.1), facts("c", 2))
+    found = decision(*known, tried=("a",), spared=("b",))
+    assert found.chosen is not None
+    assert found.chosen.facts.endpoint.id == "c"
+    assert {c.candidate.facts.endpoint.id: c.excluded_by for c in found.considered} == {
+        "c": "", "a": "already_tried", "b": "overloaded",
+    }  # fmt: skip
+    assert decision(*known, tried=("a", "c"), spared=("b",)).chosen is None
+
+
+@pytest.mark.parametrize(
+    ("left", "costs_nothing"),
+    [
+        (facts("a", state=State.EJECTED), True),
+        (facts("a", state=State.PROBING), True),
+        (facts("a", state=State.DRAINING), True),
+        (facts("a", blocked_until=NOW + 1), True),
+        (facts("a"), False),
+        (facts("a", state=State.DEGRADED), False),
+        (facts("a", state=State.CANARY), False),
+    ],
+)
+def test_f02_leaving_an_endpoint_that_is_out_is_no_retry(left: Facts, costs_nothing: bool) -> None:
+    assert is_reroute(decision(left, facts("b", 1), tried=("a",)), "a") is costs_nothing
+
+
+def test_an_attempt_in_despair_is_a_retry() -> None:
+    out = decision(facts("a", state=State.EJECTED), facts("b", 1, state=State.EJECTED), tried=("a",))
+    assert out.panic
+    assert not is_reroute(out, "a")
+
+
+RATE_LIMITS = BudgetPolicy(max_wait_s=2.0)
+
+
+def test_a_request_waits_for_the_first_rate_limit_to_end_and_a_random_part_of_as_long_again() -> None:
+    found = decision(_limited("a", 0, 1.0), _limited("b", 1, 1.5), facts("c", 2, state=State.DRAINING))
+    assert found.chosen is None
+    patient = RequestBudget(NOW + 60, idempotent=True)
+    assert [wait_s(found, (), patient, RATE_LIMITS, draw) for draw in (0.0, 0.5)] == pytest.approx([1.0, 1.5])
+    late = RequestBudget(NOW + 1.2, idempotent=True)
+    assert [wait_s(found, (), late, RATE_LIMITS, draw) for draw in (0.0, 0.5)] == pytest.approx([1.0, None])
+    assert wait_s(found, (), patient, BudgetPolicy(max_wait_s=0.9), 0.0) is None
+
+
+def test_a_request_waits_only_where_a_rate_limit_is_all_that_is_in_the_way() -> None:
+    patient = RequestBudget(NOW + 60, idempotent=True)
+    out_too = decision(facts("a", state=State.DRAINING, blocked_until=NOW + 1))
+    assert wait_s(out_too, (), patient, RATE_LIMITS, 0.0) is None
+    tried = decision(_limited("a", 0, 1.0), tried=("a",))
+    assert wait_s(tried, (), patient, RATE_LIMITS, 0.0) is None, "it failed there, for another reason"
+    assert wait_s(tried, ("a",), patient, RATE_LIMITS, 0.0) == pytest.approx(1.0), "it was only told to come later"
+
+
+def test_a_limit_that_is_over_at_once_still_spreads_those_who_wait() -> None:
+    over = decision(_limited("a", 0, 0.0), tried=("a",))
+    waits = [wait_s(over, ("a",), RequestBudget(NOW + 60, idempotent=True), RATE_LIMITS, draw) for draw in (0.0, 0.5)]
+    assert waits == pytest.approx([0.0, 0.05])

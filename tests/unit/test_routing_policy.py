@@ -6,7 +6,16 @@ from itertools import pairwise
 import pytest
 
 from routing.errors import PolicyError, RoutingError
-from routing.policy import AttemptPolicy, FailbackKind, FailbackPolicy, ForecastPolicy, Policy, ReflexPolicy
+from routing.policy import (
+    AttemptPolicy,
+    BudgetPolicy,
+    FailbackKind,
+    FailbackPolicy,
+    ForecastPolicy,
+    HedgePolicy,
+    Policy,
+    ReflexPolicy,
+)
 
 NAN, INF = float("nan"), float("inf")
 WRONG: list[tuple[type, str, object]] = [
@@ -51,6 +60,18 @@ WRONG: list[tuple[type, str, object]] = [
         for name in ("deadline_s", "connect_timeout_s", "ttft_timeout_s", "reply_timeout_s", "stall_timeout_s")
     ],
     *[(AttemptPolicy, "reserve_s", value) for value in (-1.0, 300.0, NAN)],
+    *[(BudgetPolicy, name, value) for name in ("retry_share", "retry_floor_per_s") for value in (-0.1, NAN, INF)],
+    *[(BudgetPolicy, "window_s", value) for value in (0.0, NAN, INF)],
+    *[(BudgetPolicy, "overloaded_share", value) for value in (0.0, 1.0, NAN)],
+    *[(BudgetPolicy, "max_wait_s", value) for value in (-0.1, NAN, INF)],
+    *[(BudgetPolicy, "max_waiting", value) for value in (-1, 2.5)],
+    *[
+        (HedgePolicy, name, value)
+        for name in ("after_quantile", "doubt_quantile", "max_share", "max_spend_share")
+        for value in (0.0, 1.0, NAN)
+    ],
+    *[(HedgePolicy, "after_ratio", value) for value in (0.9, NAN, INF)],
+    *[(HedgePolicy, name, value) for name in ("floor_s", "window_s") for value in (0.0, NAN, INF)],
 ]
 
 
