@@ -20,6 +20,7 @@ __all__ = [
     "DomainRecord",
     "HealthRecord",
     "ModelEventRecord",
+    "OperationRecord",
     "Record",
     "RequestRecord",
     "TransitionRecord",
@@ -198,6 +199,21 @@ class DomainRecord:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class OperationRecord:
+    """Something an operator did by hand."""
+
+    stream: ClassVar[str] = "operations"
+
+    replica: Annotated[_Text, "process that wrote the row"]
+    time: Annotated[_Time, "when it was done"]
+    operation: Annotated[_Text, "drain, restore, switch or release"]
+    model: Annotated[_Text, "canonical model"]
+    endpoint: Annotated[_Text, "endpoint it is about, empty when a switch ends"]
+    operator: Annotated[_Text, "who"]
+    reason: Annotated[_Text, "why"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelEventRecord:
     """One step in the life of a forecaster: registered, watched, promoted, doubted, rolled back."""
 
@@ -250,6 +266,7 @@ Record = (
     | TransitionRecord
     | DomainRecord
     | ModelEventRecord
+    | OperationRecord
     | UsageRecord
 )
 

@@ -88,10 +88,12 @@ def _exclude(filters: Sequence[Filter], candidate: Candidate, request: RouteRequ
     return None
 
 
-def _preference(candidate: Candidate, request: RouteRequest) -> int:
-    """Return 0 for what the caller prefers, 1 for what the session prefers, 2 for all others and whatever is not
-    well.
+def _preference(candidate: Candidate, request: RouteRequest, pinned: str) -> int:
+    """Return -1 for what an operator has switched the model to, 0 for what the caller prefers, 1 for what the session
+    prefers, 2 for all others and whatever is not well.
     """
+    if pinned and candidate.facts.endpoint.id == pinned:
+        return -1
     if candidate.facts.state not in (State.ACTIVE, State.UNKNOWN):
         return _NO_PREFERENCE
     endpoint = candidate.facts.endpoint
@@ -114,14 +116,16 @@ def _place(candidate: Candidate) -> tuple[str, str]:
     return endpoint.company or endpoint.provider, endpoint.region
 
 
-def _wish(candidate: Candidate, request: RouteRequest, shunned: Collection[tuple[str, str]]) -> tuple[int, int, float]:
+def _wish(
+    candidate: Candidate, request: RouteRequest, shunned: Collection[tuple[str, str]], pinned: str
+) -> tuple[int, int, float]:
     """Return what orders candidates before their rank does: tier, preference, and, away from a preferred region, the
     latency.
 
     Tier 0 serves while its admissions last, tier 1, away from the region that the request prefers, what they leave
     over, and tier 2, where the request has failed already, what is left then.
     """
-    preference, facts = _preference(candidate, request), candidate.facts
+    preference, facts = _preference(candidate, request, pinned), candidate.facts
     if _place(candidate) in shunned:
         return 2, preference, 0.0
     is_home = request.region_policy is not RegionPolicy.PREFER or facts.endpoint.region == request.region
@@ -192,7 +196,8 @@ def make_plan(snapshot: Snapshot, request: RouteRequest, now: float) -> Plan:
         return Plan(tuple(excluded), (), panic, free_at, valid_from, valid_until)
 
     shunned = _shunned(rankings[request.objective], request)
-    wishes = [_wish(candidate, request, shunned) for candidate in eligible]
+    pinned = snapshot.pinned.get(request.model, "")
+    wishes = [_wish(candidate, request, shunned, pinned) for candidate in eligible]
     order = sorted(range(len(eligible)), key=wishes.__getitem__)
     ranked = [eligible[i] for i in order]
     shares = _shares(ranked, [wishes[i] for i in order], request.objective)

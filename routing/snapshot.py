@@ -47,7 +47,7 @@ class Snapshot:
 
     `rankings` holds, per model, the candidates best first for each objective. `threshold` is the forecast threshold
     in force, `barring` are the models with an endpoint that refuses some tenant's key, `windows` the smallest context
-    window of each model.
+    window of each model, `pinned` the endpoint that an operator has switched a model to.
     """
 
     version: int
@@ -57,6 +57,7 @@ class Snapshot:
     threshold: float | None
     windows: Mapping[str, float] = field(default_factory=dict)
     barring: frozenset[str] = frozenset()
+    pinned: Mapping[str, str] = field(default_factory=dict)
     plans: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
 
     def candidates(self, model: str) -> tuple[Candidate, ...]:

@@ -16,14 +16,22 @@ app = App(
 )
 analytics = App(name="analytics", help="Tables from the history.")
 app.command(analytics)
+thresholds = App(name="thresholds", help="Thresholds that learn from history: proposed, applied, taken back.")
+app.command(thresholds)
 # Imported only when they run, so their help stands here.
 for command, purpose in (
     ("serve:serve", "Serve gRPC and the OpenAI-compatible HTTP edge until SIGTERM."),
     ("configuration:check_config", "Validate a configuration file without starting anything."),
     ("configuration:schema", "Print the JSON Schema of the configuration, for editors."),
+    ("failover:providers", "Show the health of all providers, and the failure domains that are down."),
+    ("failover:check", "Send a probe to an endpoint now; exit with 1 unless it is answered."),
+    ("failover:drain", "Take an endpoint out of service; requests in flight finish there."),
+    ("failover:restore", "Let a drained endpoint earn its traffic back."),
+    ("failover:switch", "Send a model's traffic to one of its endpoints; without an endpoint, end that."),
     ("health:health", "Ask a service for its health; exit with 1 unless it is serving."),
     ("train:train", "Retrain the forecaster on the history."),
     ("history:sql", "Run a read-only query over the history."),
+    ("backtest:backtest", "Replay the history under the current, the proposed and baseline policies."),
 ):
     app.command(f"service.commands.{command}", help=purpose)
 for question, purpose in (
@@ -33,6 +41,14 @@ for question, purpose in (
     ("summary", "All requests together: failed, failed over, latency, cost."),
 ):
     analytics.command(f"service.commands.history:{question}", help=purpose)
+
+for step, name, purpose in (
+    ("propose", "propose", "Replay the history under every single step; propose the best that is certified safe."),
+    ("apply", "apply", "Put a proposal in force."),
+    ("rollback", "rollback", "Take the change in force back."),
+    ("list_changes", "list", "Every change: what, when, why, by whom, and where it stands."),
+):
+    thresholds.command(f"service.commands.tune:{step}", name=name, help=purpose)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -4,12 +4,11 @@ The field docstrings and limits below are also the JSON Schema that editors use 
 """
 
 import base64
-import re
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, StringConstraints, model_validator
+from pydantic import AfterValidator, Field, SecretStr, model_validator
 from pydantic.dataclasses import dataclass as validated
 
 from routing.model import Capability, Catalogue, Endpoint
@@ -23,28 +22,9 @@ from routing.policy import (
     Policy,
     ReflexPolicy,
 )
+from service.config_types import STRICT, Address, ModelId, Price, Seconds, Section, Slug
+from service.config_upstream import Provider, ProviderKind, Upstream
 from service.store.seal import KEY_BYTES
-
-_STRICT = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
-_SLUG = r"^[a-z0-9][a-z0-9._-]*$"
-
-Slug = Annotated[str, StringConstraints(pattern=_SLUG, max_length=64)]
-ModelId = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r"^\S+$")]
-Price = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-
-
-def _listen_address(value: str) -> str:
-    host, colon, port = value.rpartition(":")
-    if not (colon and host and port.isdigit() and int(port) <= 65535):
-        raise ValueError("expected host:port, for example 127.0.0.1:8088 (port 0 takes any free one)")
-    return value
-
-
-def _base_url(value: str) -> str:
-    if not re.match(r"^https?://[^/\s?#]+(/[^\s?#]*)?$", value):
-        raise ValueError("expected an http(s) URL without query, for example https://api.example.com/v1")
-    return value.rstrip("/")
 
 
 def _encryption_key(value: SecretStr) -> SecretStr:
@@ -58,15 +38,9 @@ def _encryption_key(value: SecretStr) -> SecretStr:
 
 
 EncryptionKey = Annotated[SecretStr, AfterValidator(_encryption_key)]
-Address = Annotated[str, AfterValidator(_listen_address)]
-BaseUrl = Annotated[str, AfterValidator(_base_url)]
 
 
-class _Section(BaseModel):
-    model_config = _STRICT
-
-
-class Server(_Section):
+class Server(Section):
     """Where the service listens."""
 
     grpc: Address = "127.0.0.1:50051"
@@ -83,28 +57,7 @@ class Server(_Section):
     """How long requests in flight may go on after that."""
 
 
-class Provider(_Section):
-    """A provider in one region. The same company in two regions is two entries."""
-
-    name: Slug
-    """Unique name, used in records and in `preferred_provider`."""
-    base_url: BaseUrl
-    """Root of its OpenAI-compatible API, up to and including /v1."""
-    api_key: SecretStr | None = None
-    """Reference to its key, as ${NAME} of an environment variable. Never the key itself."""
-    region: Slug = "default"
-    """Region it runs in."""
-    zone: Slug = "default"
-    """Zone within the region."""
-    company: Slug | None = None
-    """Who runs it, when several entries are one company's regions: they fail over together when it is down. The entry
-    itself when absent.
-    """
-    headers: dict[str, SecretStr] = Field(default_factory=dict)
-    """Further headers sent with every request; treated as secrets."""
-
-
-class ModelEndpoint(_Section):
+class ModelEndpoint(Section):
     """A model at one provider."""
 
     provider: Slug
@@ -121,7 +74,7 @@ class ModelEndpoint(_Section):
     """Price of a million output tokens, USD."""
 
 
-class Model(_Section):
+class Model(Section):
     """A canonical model and where it is served, the primary first."""
 
     id: ModelId
@@ -132,15 +85,6 @@ class Model(_Section):
     """Primary first, then the fallbacks in order."""
 
 
-class Upstream(_Section):
-    """How providers are called."""
-
-    client: Literal["aiohttp", "httpx"] = "aiohttp"
-    """HTTP client of the request path; docs/decisions/dependencies.md says why aiohttp."""
-    verify_tls: bool = True
-    """Check the certificates of providers."""
-
-
 class Truncation(StrEnum):
     """What happens to a conversation that exceeds a context window."""
 
@@ -148,7 +92,7 @@ class Truncation(StrEnum):
     DROP_OLDEST = "drop_oldest"
 
 
-class Sessions(_Section):
+class Sessions(Section):
     """Conversations kept on the server for callers who send a session id."""
 
     ttl_s: Seconds = 3600.0
@@ -167,7 +111,7 @@ class Sessions(_Section):
     """
 
 
-class Idempotency(_Section):
+class Idempotency(Section):
     """Requests with an idempotency key."""
 
     ttl_s: Seconds = 86400.0
@@ -178,14 +122,14 @@ class Idempotency(_Section):
     """Disk for all results, compressed; the oldest are forgotten beyond it, before their time."""
 
 
-class Usage(_Section):
+class Usage(Section):
     """The ledger: one entry per served request, in the history's stream `usage`."""
 
     acknowledge: Literal["stored", "at_once"] = "at_once"
     """Answer when the entry is durable, or at once: then the entries of a few milliseconds may be lost in a crash."""
 
 
-class State(_Section):
+class State(Section):
     """What survives a restart, besides the history: sessions, results under idempotency keys, usage on its way."""
 
     sync: Literal["full", "normal"] = "full"
@@ -200,7 +144,7 @@ class State(_Section):
         return [base64.b64decode(key.get_secret_value()) for key in self.encryption_keys]
 
 
-class History(_Section):
+class History(Section):
     """What is recorded, and where (below `data_dir`)."""
 
     flush_s: Seconds = 1.0
@@ -217,7 +161,7 @@ class History(_Section):
         return None if self.retention_days is None else self.retention_days * 86400
 
 
-class Scoring(_Section):
+class Scoring(Section):
     """The scoring process."""
 
     enabled: bool = True
@@ -228,16 +172,31 @@ class Scoring(_Section):
     """Scheduling class of the process; idle never takes processor time from requests."""
 
 
-ReflexSection = validated(ReflexPolicy, config=_STRICT)
-FailbackSection = validated(FailbackPolicy, config=_STRICT)
-ForecastSection = validated(ForecastPolicy, config=_STRICT)
-AttemptSection = validated(AttemptPolicy, config=_STRICT)
-DomainSection = validated(DomainPolicy, config=_STRICT)
-BudgetSection = validated(BudgetPolicy, config=_STRICT)
-HedgeSection = validated(HedgePolicy, config=_STRICT)
+class Tuning(Section):
+    """How `routecast thresholds propose` learns from history."""
+
+    mode: Literal["propose", "apply"] = "propose"
+    """Whether a certified improvement waits for somebody to apply it, or is applied at once."""
+    false_failovers_per_day: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    """Budget per provider-day; what the exact 95 % bound of a change has to meet."""
+    needless_weight: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.1
+    """What one needlessly diverted request per thousand costs, in bad requests per thousand."""
+    switch_weight: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.01
+    """What one switch a day costs, in bad requests per thousand."""
+    changes_per_day: Annotated[int, Field(ge=1)] = 1
+    """Most changes that are applied automatically in 24 hours; each is one step of one threshold."""
 
 
-class Thresholds(_Section):
+ReflexSection = validated(ReflexPolicy, config=STRICT)
+FailbackSection = validated(FailbackPolicy, config=STRICT)
+ForecastSection = validated(ForecastPolicy, config=STRICT)
+AttemptSection = validated(AttemptPolicy, config=STRICT)
+DomainSection = validated(DomainPolicy, config=STRICT)
+BudgetSection = validated(BudgetPolicy, config=STRICT)
+HedgeSection = validated(HedgePolicy, config=STRICT)
+
+
+class Thresholds(Section):
     """The policy; every default is the shipped one."""
 
     reflex: ReflexSection = ReflexSection()  # type: ignore[valid-type]  # a class made by a call
@@ -268,7 +227,7 @@ class Thresholds(_Section):
         )
 
 
-class Config(_Section):
+class Config(Section):
     """A routecast service."""
 
     server: Server = Server()
@@ -299,10 +258,12 @@ class Config(_Section):
     """What is recorded."""
     scoring: Scoring = Scoring()
     """The scoring process."""
+    tuning: Tuning = Tuning()
+    """How thresholds are tuned."""
 
     @model_validator(mode="after")
     def _references_hold(self) -> Self:
-        problems = self._duplicates() + self._unknown_providers()
+        problems = self._duplicates() + self._unknown_providers() + self._unspoken()
         if self.history.buffer_rows < self.history.flush_rows:
             expected = f"expected at least flush_rows ({self.history.flush_rows})"
             problems.append((("history", "buffer_rows"), expected))
@@ -336,6 +297,21 @@ class Config(_Section):
             for m, model in enumerate(self.models)
             for e, endpoint in enumerate(model.endpoints)
             if endpoint.provider not in known
+        ]
+
+    def _unspoken(self) -> list[tuple[tuple[str | int, ...], str]]:
+        """Embeddings and responses that are promised of a provider whose protocol has none."""
+        kinds = {provider.name: provider.kind for provider in self.providers}
+        return [
+            (
+                ("models", m, "endpoints", e, "capabilities"),
+                f"{entry.provider!r} is of kind anthropic, which has no {capability}; expected a list without it",
+            )
+            for m, model in enumerate(self.models)
+            for e, entry in enumerate(model.endpoints)
+            if kinds.get(entry.provider) is ProviderKind.ANTHROPIC
+            for capability in sorted(entry.capabilities if entry.capabilities is not None else model.capabilities)
+            if capability in (Capability.EMBEDDINGS, Capability.RESPONSES)
         ]
 
     def catalogue(self) -> Catalogue:

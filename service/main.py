@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import logging
 import signal
-import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from contextlib import asynccontextmanager
@@ -17,19 +16,20 @@ from analytics.writer import HistoryWriter
 from routing.engine import Engine
 from service.clock import SteadyClock
 from service.complete import Completer
-from service.config import Config, Upstream
+from service.config import Config
+from service.health_board import HealthBoard
 from service.history import HistoryListener, fan_out
 from service.http.openai import OpenAiRoutes
 from service.http.server import HttpServer
 from service.idempotency import IdempotentServing
 from service.ledger import Ledger, LedgeredServing
+from service.operations import Operations
+from service.prewarm import Prewarmer
 from service.probes import Prober
-from service.providers.aiohttp_transport import AiohttpTransport
-from service.providers.httpx_transport import HttpxTransport
-from service.providers.openai_compatible import OpenAICompatible
-from service.providers.transport import Transport
+from service.providers.factory import adapter_for, transport_for
 from service.refresh import ScoringLink
 from service.router import Listener, Router
+from service.rpc.failover_service import FailoverService
 from service.rpc.router_service import RouterService
 from service.rpc.server import RpcServer
 from service.sessions import SessionStore
@@ -50,14 +50,6 @@ class Ports:
     http: int
 
 
-def _transport(upstream: Upstream) -> Transport:
-    tls = ssl.create_default_context()
-    if not upstream.verify_tls:
-        tls.check_hostname = False
-        tls.verify_mode = ssl.CERT_NONE
-    return AiohttpTransport(tls) if upstream.client == "aiohttp" else HttpxTransport(tls)
-
-
 @asynccontextmanager
 async def running(config: Config, listeners: Iterable[Listener] = ()) -> AsyncIterator[Ports]:
     """Run a service within the block; `listeners` hear of all that its router learns. Raises OSError when an address is
@@ -76,22 +68,26 @@ async def running(config: Config, listeners: Iterable[Listener] = ()) -> AsyncIt
     )
     metrics = Metrics(lambda: engine.snapshot, writer.stats)
     sink = fan_out(writer.put, metrics.put)
-    for listener in (HistoryListener(sink, config.replica), *listeners):
+    board = HealthBoard(engine)
+    heard: tuple[Listener, ...] = (HistoryListener(sink, config.replica), board, *listeners)
+    for listener in heard:
         router.listen(listener)
 
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(asyncio.to_thread, writer.close, _HISTORY_CLOSE_S)
-        transport = _transport(config.upstream)
+        transport = transport_for(config.upstream)
         stack.push_async_callback(transport.aclose)
-        adapters = {
-            provider.name: OpenAICompatible(
-                provider.base_url,
+        adapters = {provider.name: adapter_for(provider, transport) for provider in config.providers}
+        base_urls = {provider.name: provider.base_url for provider in config.providers}
+        if config.upstream.prewarm:
+            prewarmer = Prewarmer(
                 transport,
-                api_key=provider.api_key.get_secret_value() if provider.api_key else "",
-                headers={name: value.get_secret_value() for name, value in provider.headers.items()},
+                base_urls,
+                connections=config.upstream.prewarm,
+                connect_s=policy.attempts.connect_timeout_s,
             )
-            for provider in config.providers
-        }
+            router.listen(prewarmer)
+            await _background(stack, prewarmer.run(), "prewarmer")
         prober = Prober(router, adapters, sink, policy.attempts, config.replica)
         router.probe_with(prober.probe)
         stack.push_async_callback(prober.stop)
@@ -121,9 +117,11 @@ async def running(config: Config, listeners: Iterable[Listener] = ()) -> AsyncIt
         wait = config.usage.acknowledge == "stored"
         ledgered = LedgeredServing(completer, ledger, config.replica, wait=wait)
         serving = IdempotentServing(ledgered, state.results, config.idempotency, clock, sink, config.replica)
-        base_urls = {provider.name: provider.base_url for provider in config.providers}
         limit = config.server.max_body_bytes
-        rpc = RpcServer(RouterService(router, serving, sink, base_urls, config.replica), limit)
+        operations = Operations(router, board, prober, sink, config.replica)
+        rpc = RpcServer(
+            RouterService(router, serving, sink, base_urls, config.replica), FailoverService(board, operations), limit
+        )
         http = HttpServer(
             OpenAiRoutes(serving, engine.catalogue),
             metrics.render,
@@ -132,6 +130,7 @@ async def running(config: Config, listeners: Iterable[Listener] = ()) -> AsyncIt
         )
 
         async def stop_serving() -> None:
+            board.close()
             await rpc.announce_stop()
             http.announce_stop()
             await asyncio.sleep(config.server.lame_duck_s)

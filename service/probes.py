@@ -5,6 +5,7 @@ them.
 import asyncio
 import logging
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from routing.actions import Finished
 from routing.model import Endpoint
@@ -20,6 +21,15 @@ log = logging.getLogger(__name__)
 _TIMEOUT_S = 5.0
 
 
+@dataclass(frozen=True, slots=True)
+class Probed:
+    """How a probe ended, and how long it took in seconds."""
+
+    outcome: Outcome
+    latency_s: float
+    error: str
+
+
 class Prober:
     """Sends at most one probe per endpoint at a time, as tasks of the running loop."""
 
@@ -31,14 +41,23 @@ class Prober:
         self._record = record
         self._timeouts = Timeouts(connect_s=policy.connect_timeout_s, first_byte_s=_TIMEOUT_S, stall_s=_TIMEOUT_S)
         self._replica = replica
-        self._running: dict[str, asyncio.Task[None]] = {}
+        self._running: dict[str, asyncio.Task[Probed]] = {}
 
     def probe(self, endpoint: Endpoint) -> None:
         """Start a probe, unless one of that endpoint is still under way."""
-        if endpoint.id not in self._running:
+        self._task(endpoint)
+
+    async def check(self, endpoint: Endpoint) -> Probed:
+        """Wait for the probe of the endpoint that is under way, or for a new one."""
+        return await asyncio.shield(self._task(endpoint))
+
+    def _task(self, endpoint: Endpoint) -> asyncio.Task[Probed]:
+        task = self._running.get(endpoint.id)
+        if task is None:
             task = asyncio.get_running_loop().create_task(self._probe(endpoint), name=f"probe {endpoint.id}")
             self._running[endpoint.id] = task
             task.add_done_callback(lambda _: self._running.pop(endpoint.id, None))
+        return task
 
     async def stop(self) -> None:
         """Cancel what is under way."""
@@ -47,7 +66,7 @@ class Prober:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _probe(self, endpoint: Endpoint) -> None:
+    async def _probe(self, endpoint: Endpoint) -> Probed:
         started = self._router.clock.now()
         attempt_id = self._router.started(endpoint, streamed=False)
         tokens: tuple[int | None, int | None] = (None, None)
@@ -82,3 +101,4 @@ class Prober:
                 output_tokens=tokens[1],
             )
         )
+        return Probed(outcome, now - started, failure.error if failure else "")

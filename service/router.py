@@ -167,6 +167,18 @@ class Router:
         """The scoring process has spoken. Its time is when its observations were taken, which is what ages."""
         self._act(self.engine.forecast(forecasts, self.clock.now()))
 
+    def drain(self, endpoint_id: str, note: str) -> None:
+        """Take an endpoint out by hand."""
+        self._act(self.engine.drain(endpoint_id, note, self.clock.now()))
+
+    def restore(self, endpoint_id: str, note: str) -> None:
+        """Let a drained endpoint come back."""
+        self._act(self.engine.restore(endpoint_id, note, self.clock.now()))
+
+    def switch(self, model: str, endpoint_id: str) -> None:
+        """Send a model's traffic to one endpoint; "" ends that. Raises as `Engine.switch` does."""
+        self.engine.switch(model, endpoint_id, self.clock.now())
+
     def withdraw_forecast(self) -> None:
         """The scoring process is gone: its last word no longer counts from the next tick on."""
         self.engine.withdraw_forecast()

@@ -7,6 +7,7 @@ after connecting) are off; see `transport` for who keeps the limits.
 import asyncio
 import io
 import math
+import socket
 import ssl
 from functools import lru_cache
 from typing import Self
@@ -16,6 +17,7 @@ from yarl import URL
 
 from service.providers.transport import (
     IDLE_S,
+    MAX_CONNECTIONS,
     ConnectFailed,
     ConnectionBroken,
     UpstreamRequest,
@@ -26,18 +28,25 @@ from service.providers.transport import (
 )
 
 _WHOLE_WRITE_BYTES = 2**20  # larger bodies go out piece by piece, so that one write does not hold the loop
+_RESOLVE_S = 2.0
 _IMPLIED_HEADERS = ("Accept", "Accept-Encoding", "Content-Type", "User-Agent")
 
 
 class AiohttpTransport:
-    """Connections of one process, kept alive and without a bound of their own.
+    """Connections of one process, kept alive.
 
     Args:
         tls: the trust settings of https; by default the system's authorities, names verified.
+        max_connections: at most this many; a request beyond them waits, within its `first_byte_s`.
     """
 
-    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
-        connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE_S, ssl=tls or ssl.create_default_context())
+    def __init__(self, tls: ssl.SSLContext | None = None, *, max_connections: int = MAX_CONNECTIONS) -> None:
+        self._connector = connector = aiohttp.TCPConnector(
+            limit=max_connections,
+            keepalive_timeout=IDLE_S,
+            ssl=tls or ssl.create_default_context(),
+            resolver=_Resolver(),
+        )
         self._session = aiohttp.ClientSession(
             connector=connector,
             cookie_jar=aiohttp.DummyCookieJar(),
@@ -64,6 +73,18 @@ class AiohttpTransport:
         except TimeoutError:
             raise first_byte_timeout(timeouts) from None
         return UpstreamResponse(response.status, response.headers, _Payload(response), timeouts, due)
+
+    async def prewarm(self, url: str, connections: int, connect_s: float) -> None:
+        """See `Transport.prewarm`. The connections are made, and nothing is sent."""
+        request = aiohttp.ClientRequest("GET", URL(url, encoded=True), loop=asyncio.get_running_loop())
+        made = await asyncio.gather(
+            *(self._connector.connect(request, [], _connect_timeout(connect_s)) for _ in range(connections)),
+            return_exceptions=True,
+        )
+        # Only now, with all of them held at once: else one connection would be counted several times.
+        for connection in made:
+            if isinstance(connection, aiohttp.connector.Connection):
+                connection.release()
 
     async def aclose(self) -> None:
         """See `Transport.aclose`."""
@@ -107,6 +128,20 @@ class _Payload:
         self._response.close()
 
 
+class _Resolver(aiohttp.ThreadedResolver):
+    """Gives up on a name in time: `sock_connect` begins to count only after it."""
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[aiohttp.abc.ResolveResult]:
+        try:
+            async with asyncio.timeout(_RESOLVE_S):
+                return await super().resolve(host, port, family)
+        except TimeoutError:
+            raise socket.gaierror(socket.EAI_AGAIN, "no answer in time") from None
+
+
 @lru_cache(maxsize=64)
 def _connect_timeout(connect_s: float) -> aiohttp.ClientTimeout:
-    return aiohttp.ClientTimeout(total=None, connect=connect_s, ceil_threshold=math.inf)
+    # Not `connect`, which would count waiting for a connection of ours against the provider.
+    return aiohttp.ClientTimeout(total=None, sock_connect=connect_s, ceil_threshold=math.inf)

@@ -8,15 +8,17 @@ import asyncio
 import ssl
 from collections.abc import AsyncIterator
 from typing import Self
-from urllib.parse import urlsplit
+from urllib.parse import urljoin, urlsplit
 
 import httpx
 from multidict import CIMultiDict
 
 from service.providers.transport import (
     IDLE_S,
+    MAX_CONNECTIONS,
     ConnectFailed,
     ConnectionBroken,
+    Timeouts,
     UpstreamRequest,
     UpstreamResponse,
     cause_of,
@@ -28,19 +30,28 @@ _KEPT_CONNECTIONS = 1_000
 
 
 class HttpxTransport:
-    """Connections of one process, kept alive and without a bound on those in use.
+    """Connections of one process, kept alive.
 
     Args:
         tls: the trust settings of https; by default the system's authorities, names verified.
+        max_connections: at most this many; a request beyond them waits, within its `first_byte_s`.
+        http2: speak HTTP/2 where a server offers it in the TLS handshake; needs the extra `http2`.
     """
 
-    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(
+        self,
+        tls: ssl.SSLContext | None = None,
+        *,
+        max_connections: int = MAX_CONNECTIONS,
+        http2: bool = False,
+    ) -> None:
         self._client = httpx.AsyncHTTPTransport(
             verify=tls or ssl.create_default_context(),
             trust_env=False,
             retries=0,
+            http2=http2,
             limits=httpx.Limits(
-                max_connections=None, max_keepalive_connections=_KEPT_CONNECTIONS, keepalive_expiry=IDLE_S
+                max_connections=max_connections, max_keepalive_connections=_KEPT_CONNECTIONS, keepalive_expiry=IDLE_S
             ),
         )
 
@@ -61,6 +72,15 @@ class HttpxTransport:
             raise first_byte_timeout(timeouts) from None
         headers = CIMultiDict(response.headers.multi_items())
         return UpstreamResponse(response.status_code, headers, _Payload(response), timeouts, due)
+
+    async def prewarm(self, url: str, connections: int, connect_s: float) -> None:
+        """See `Transport.prewarm`. httpx cannot connect alone: this asks for the head of the host's root, unsigned."""
+        root = urljoin(url, "/")
+        timeouts = Timeouts(connect_s, 2 * connect_s, connect_s)
+        asking = [self.open(UpstreamRequest("HEAD", root, (), b"", timeouts)) for _ in range(connections)]
+        for response in await asyncio.gather(*asking, return_exceptions=True):
+            if isinstance(response, UpstreamResponse):
+                await response.finish(connect_s)
 
     async def aclose(self) -> None:
         """See `Transport.aclose`."""

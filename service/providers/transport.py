@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 USER_AGENT = f"routecast/{importlib.metadata.version('routecast')}"
+MAX_CONNECTIONS = 10_000
 IDLE_S = 15.0  # below the idle limits of common servers, so that a reused connection is rarely one just being closed
 
 
@@ -189,6 +190,12 @@ class Transport(Protocol):
 
         Raises:
             ConnectFailed, FirstByteTimeout, ConnectionBroken: as described above. Cancelling closes the connection.
+        """
+        ...
+
+    async def prewarm(self, url: str, connections: int, connect_s: float) -> None:
+        """See to it that at least `connections` idle ones to the host of `url` wait for requests, each made within
+        `connect_s`. Sends nothing that a provider would count. Failing is no error: the next request will tell.
         """
         ...
 

@@ -7,12 +7,15 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
+from routecast.admin.v1 import failover_pb2, failover_pb2_grpc
 from routecast.v1 import router_pb2, router_pb2_grpc
 
+from service.rpc.failover_service import FailoverService
 from service.rpc.router_service import RouterService
 
 ROUTER = router_pb2.DESCRIPTOR.services_by_name["RouterService"].full_name
-_NAMES = ("", ROUTER)
+FAILOVER = failover_pb2.DESCRIPTOR.services_by_name["FailoverService"].full_name
+_NAMES = ("", ROUTER, FAILOVER)
 
 
 class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # grpcio ships no types for it
@@ -65,7 +68,7 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # grpcio sh
 class RpcServer:
     """One gRPC server on one address."""
 
-    def __init__(self, service: RouterService, max_message_bytes: int) -> None:
+    def __init__(self, service: RouterService, failover: FailoverService, max_message_bytes: int) -> None:
         self._server = grpc.aio.server(
             options=[
                 ("grpc.max_receive_message_length", max_message_bytes),
@@ -81,9 +84,11 @@ class RpcServer:
         )
         self._health = Health()
         router_pb2_grpc.add_RouterServiceServicer_to_server(service, self._server)
+        failover_pb2_grpc.add_FailoverServiceServicer_to_server(failover, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection(
-            (ROUTER, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME), self._server
+            (ROUTER, FAILOVER, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME),
+            self._server,
         )
 
     async def start(self, address: str) -> int:

@@ -7,11 +7,11 @@ from routing.engine import Engine
 from routing.errors import CatalogueError, UnknownEndpointError, UnknownModelError
 from routing.forecasts import Forecasts
 from routing.health import Actor, Event, State
-from routing.model import Catalogue, RouteRequest
+from routing.model import Catalogue, Objective, RouteRequest
 from routing.outcomes import Outcome
 from routing.pipeline import decide
 from routing.policy import ForecastPolicy, Policy
-from tests.routing_world import MODEL, eject, endpoint, engine_of, observe, transitions_of
+from tests.routing_world import MODEL, bring_to_canary, eject, endpoint, engine_of, observe, transitions_of
 
 NOW = 1000.0
 

@@ -59,6 +59,8 @@ class _CapabilityEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Capability
     CAPABILITY_TOOLS: _Capability.ValueType  # 3
     CAPABILITY_VISION: _Capability.ValueType  # 4
     CAPABILITY_EMBEDDINGS: _Capability.ValueType  # 5
+    CAPABILITY_RESPONSES: _Capability.ValueType  # 6
+    """The OpenAI Responses API, over HTTP only."""
 
 class Capability(_Capability, metaclass=_CapabilityEnumTypeWrapper):
     """What an endpoint can do and a request may need."""
@@ -69,6 +71,8 @@ CAPABILITY_STREAMING: Capability.ValueType  # 2
 CAPABILITY_TOOLS: Capability.ValueType  # 3
 CAPABILITY_VISION: Capability.ValueType  # 4
 CAPABILITY_EMBEDDINGS: Capability.ValueType  # 5
+CAPABILITY_RESPONSES: Capability.ValueType  # 6
+"""The OpenAI Responses API, over HTTP only."""
 Global___Capability: _TypeAlias = Capability  # noqa: Y015
 
 class _RegionPolicy:
