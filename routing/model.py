@@ -17,6 +17,7 @@ class Capability(StrEnum):
     TOOLS = "tools"
     VISION = "vision"
     EMBEDDINGS = "embeddings"
+    RESPONSES = "responses"
 
 
 class RegionPolicy(StrEnum):

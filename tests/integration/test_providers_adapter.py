@@ -82,7 +82,7 @@ def _endpoint(provider_model: str = "gpt-4-aurora", capability: Capability = Cap
     return Endpoint("aurora/x", "aurora", "eu-west", "a", "openai/x", provider_model, 0, frozenset({capability}))
 
 
-def _call(*, stream: bool = False, operation: Operation = Operation.CHAT, body: str = "", **fields: object) -> Call:
+def _call(*, stream: bool = False, operation: Operation = Operation.CHAT, body: str = "", **fields: Any) -> Call:
     raw = body or json.dumps({"model": "openai/gpt-4", "messages": MESSAGES, **fields})
     return Call(operation, msgspec.json.decode(raw, type=dict[str, msgspec.Raw]), stream, request_id="q1")
 
@@ -97,7 +97,7 @@ def _text(chunks: list[Chunk]) -> str:
     return "".join(choice["delta"].get("content") or "" for choice in choices)
 
 
-async def _fail(adapter: Adapter, *, stream: bool = False, timeouts: Timeouts = PATIENT, **fields: object) -> Failure:
+async def _fail(adapter: Adapter, *, stream: bool = False, timeouts: Timeouts = PATIENT, **fields: Any) -> Failure:
     call = _call(stream=stream, **fields)
     asked = _stream(adapter, call, timeouts) if stream else adapter.send(call, _endpoint(), timeouts)
     with pytest.raises(AttemptFailed) as failed:
