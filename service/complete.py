@@ -14,13 +14,14 @@ import msgspec
 from routing.model import Endpoint
 from routing.outcomes import Outcome
 from routing.policy import AttemptPolicy
+from service.completion import Begun, Completion, Report, Served
 from service.config import Truncation
 from service.history import AttemptSink
-from service.providers.base import Adapter, AttemptFailed, Call, Chunk, Failure, Operation, Reply
+from service.providers.base import Adapter, AttemptFailed, Call, Chunk, Failure, Operation
 from service.router import Router
 from service.sessions import Session, SessionStore
 from service.truncation import fitted, least_tokens
-from service.walk import Attempt, Completion, Report, Walk
+from service.walk import Attempt, Walk
 from service.wire import (
     AnswerBuilder,
     answer_message,
@@ -32,28 +33,6 @@ from service.wire import (
 )
 
 _OK = 200
-
-
-@dataclass(frozen=True, slots=True)
-class Served:
-    """A whole reply and what it took."""
-
-    reply: Reply
-    report: Report
-
-
-@dataclass(frozen=True, slots=True)
-class Begun:
-    """A stream begins: who serves it, at which attempt, and the headers of the provider's answer that matter.
-    `dropped_messages` and `replayed` are those of the report to come.
-    """
-
-    endpoint: Endpoint
-    number: int
-    decision_id: str
-    headers: Mapping[str, str]
-    dropped_messages: int = 0
-    replayed: bool = False
 
 
 @dataclass(slots=True)

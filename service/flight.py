@@ -9,7 +9,7 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator
 
-from service.complete import Served
+from service.completion import Served
 from service.errors import ServiceError
 from service.providers.base import Chunk
 from service.serving import Event

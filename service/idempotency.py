@@ -29,7 +29,7 @@ from dataclasses import dataclass, replace
 from analytics.records import RequestRecord
 from routing.outcomes import TRAITS
 from service.clock import Clock
-from service.complete import Begun, Served
+from service.completion import Begun, Completion, Report, Served
 from service.config import Idempotency
 from service.errors import (
     InvalidRequestError,
@@ -46,7 +46,6 @@ from service.recording import Recording, RecordingError
 from service.serving import Event, Serving
 from service.store.errors import StoreError
 from service.store.results import Found, ResultKey, Results, State
-from service.walk import Completion, Report
 
 log = logging.getLogger(__name__)
 

@@ -23,11 +23,10 @@ from analytics.errors import HistoryError
 from analytics.records import UsageRecord
 from analytics.segments import SegmentWriter
 from analytics.store import connect
-from service.complete import Served
+from service.completion import Completion, Report, Served
 from service.serving import Event, Serving
 from service.store.errors import StoreError
 from service.store.outbox import Outbox
-from service.walk import Completion, Report
 
 log = logging.getLogger(__name__)
 

@@ -9,11 +9,10 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from service.complete import Begun, Served
+from service.completion import Begun, Report, Served
 from service.errors import STATUS, AttemptReport, ServiceError
 from service.providers.base import Chunk
 from service.serving import Event
-from service.walk import Report
 
 _ERRORS = {kind.reason: kind for kind in STATUS}
 

@@ -3,9 +3,8 @@
 from collections.abc import AsyncGenerator
 from typing import Protocol
 
-from service.complete import Begun, Served
+from service.completion import Begun, Completion, Report, Served
 from service.providers.base import Chunk
-from service.walk import Completion, Report
 
 Event = Begun | Chunk | Report
 

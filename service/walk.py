@@ -6,20 +6,17 @@ nothing itself.
 """
 
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-
-import msgspec
+from dataclasses import dataclass
 
 from analytics.records import RequestRecord
 from routing.actions import Finished
 from routing.attempts import RequestBudget, first_byte_timeout_s, refusal_to_retry
 from routing.filters import already_tried, beyond_context, lacks_capability
-from routing.model import Endpoint, RouteRequest
+from routing.model import Endpoint
 from routing.outcomes import Outcome
 from routing.pipeline import Decision
 from routing.policy import AttemptPolicy
-from service.config import Truncation
+from service.completion import Completion, Report
 from service.errors import (
     AttemptReport,
     AttemptsExhaustedError,
@@ -42,51 +39,6 @@ log = logging.getLogger(__name__)
 
 RETRY_AFTER_S = 1.0
 _MIN_TIMEOUT_S = 0.001
-
-
-@dataclass(frozen=True, slots=True)
-class Completion:
-    """A request as both edges hand it in. `fields` is the JSON body by top-level field, each value as it was
-    written.
-    """
-
-    operation: Operation
-    fields: Mapping[str, msgspec.Raw]
-    route: RouteRequest
-    request_id: str
-    edge: str
-    stream: bool = False
-    idempotent: bool = True
-    timeout_s: float | None = None
-    session_id: str = ""
-    headers: Mapping[str, str] = field(default_factory=dict)
-    query: str = ""
-    idempotency_key: str = ""
-    truncation: Truncation | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Report:
-    """What serving a request took. `cost_usd` is None when the provider did not count tokens. `dropped_messages` had to
-    go for the endpoint's context window. `replayed` tells that this is the answer to an earlier request with the same
-    idempotency key, whose report this is.
-    """
-
-    request_id: str
-    endpoint: Endpoint
-    attempts: tuple[AttemptReport, ...]
-    input_tokens: int | None
-    output_tokens: int | None
-    cost_usd: float | None
-    session_id: str
-    time: float
-    dropped_messages: int = 0
-    replayed: bool = False
-
-    @property
-    def failed_over(self) -> bool:
-        """More than one endpoint was tried."""
-        return len(self.attempts) > 1
 
 
 @dataclass(slots=True)

@@ -10,19 +10,18 @@ from collections.abc import Mapping
 from contextlib import aclosing
 from typing import TypeVar
 
-import msgspec
 from aiohttp import web
 
 from routing.errors import RequestError, UnknownModelError
 from routing.model import Catalogue, Objective, RegionPolicy, RouteRequest
-from service.complete import Begun
+from service.completion import Begun, Completion, Report
 from service.config import Truncation
 from service.errors import InvalidRequestError, NotFoundError, ServiceError, Violation
-from service.http.errors import REQUEST_ID, error_body, error_response, request_id_key
+from service.http.errors import REQUEST_ID, check_head, error_body, error_response, request_id_key
+from service.http.events import event_writer
 from service.providers.base import Chunk, Operation
 from service.request_id import request_id
 from service.serving import Serving
-from service.walk import Completion, Report
 from service.wire import body_fields, flag_field, text_field
 
 _PREFIX = "x-routecast-"
@@ -51,6 +50,7 @@ class OpenAiRoutes:
         return [
             web.post("/v1/chat/completions", self.chat),
             web.post("/v1/embeddings", self.embeddings),
+            web.post("/v1/responses", self.responses),
             web.get("/v1/models", self.models),
             web.get("/v1/models/{model:.+}", self.model),
         ]
@@ -63,6 +63,17 @@ class OpenAiRoutes:
     async def embeddings(self, request: web.Request) -> web.StreamResponse:
         """Serve embeddings."""
         return await self._whole(await self._completion(request, Operation.EMBEDDINGS))
+
+    async def responses(self, request: web.Request) -> web.StreamResponse:
+        """Serve a response of the Responses API, whole or as typed events. What it refers to (`previous_response_id`)
+        lives with the provider that made it.
+        """
+        completion = await self._completion(request, Operation.RESPONSES)
+        if completion.session_id:
+            raise InvalidRequestError(
+                Violation(f"{_PREFIX}session", "expected none: sessions are for chat completions")
+            )
+        return await self._stream(request, completion) if completion.stream else await self._whole(completion)
 
     async def models(self, request: web.Request) -> web.Response:  # noqa: ARG002  # aiohttp's signature
         """List the canonical models."""
@@ -80,8 +91,9 @@ class OpenAiRoutes:
     async def _completion(self, request: web.Request, operation: Operation) -> Completion:
         identity = request_id(request.headers.get(REQUEST_ID))
         request[request_id_key] = identity
+        check_head(request)
         fields = body_fields(await request.read())
-        stream = operation is Operation.CHAT and flag_field(fields, "stream")
+        stream = operation is not Operation.EMBEDDINGS and flag_field(fields, "stream")
         return Completion(
             operation=operation,
             fields=fields,
@@ -104,7 +116,7 @@ class OpenAiRoutes:
         return web.Response(status=served.reply.status, body=served.reply.body, headers=headers)
 
     async def _stream(self, request: web.Request, completion: Completion) -> web.StreamResponse:
-        response = web.StreamResponse()
+        response, writer = web.StreamResponse(), event_writer(completion.operation)
         try:
             async with aclosing(self._serving.stream(completion)) as items:
                 async for item in items:
@@ -114,14 +126,13 @@ class OpenAiRoutes:
                             await response.prepare(request)
                         case Chunk():
                             if item.usage_requested:
-                                await response.write(b"data: " + item.data + b"\n\n")
+                                await response.write(writer.chunk(item))
                         case Report():
-                            await response.write(b"data: [DONE]\n\n")
+                            await response.write(writer.ending)
         except ServiceError as error:
             if not response.prepared:
                 return error_response(error)
-            # No [DONE] follows: a stream that ends here must not look whole.
-            await response.write(b"data: " + msgspec.json.encode(error_body(error)) + b"\n\n")
+            await response.write(writer.error(error_body(error)))
         await response.write_eof()
         return response
 

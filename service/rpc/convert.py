@@ -12,9 +12,9 @@ from routing.health import State
 from routing.model import Capability, Objective
 from routing.outcomes import Outcome
 from routing.pipeline import Considered
+from service.completion import Report
 from service.errors import AttemptReport
 from service.providers.base import Chunk
-from service.walk import Report
 
 _OBJECTIVE_VALUES = {o: routing_pb2.Objective.Value(f"OBJECTIVE_{o.name}") for o in Objective}
 _CAPABILITY_VALUES = {c: routing_pb2.Capability.Value(f"CAPABILITY_{c.name}") for c in Capability}

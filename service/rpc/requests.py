@@ -11,10 +11,10 @@ from routecast.v1 import chat_pb2, router_pb2, routing_pb2
 from routing.errors import RequestError
 from routing.model import Capability, Objective, RegionPolicy, RouteRequest
 from routing.outcomes import Outcome
+from service.completion import Completion
 from service.config import Truncation
 from service.errors import InvalidRequestError, Violation
 from service.providers.base import Operation
-from service.walk import Completion
 from service.wire import body_fields
 
 _OBJECTIVES = {routing_pb2.Objective.Value(f"OBJECTIVE_{o.name}"): o for o in Objective} | {0: Objective.ORDERED}

@@ -11,7 +11,7 @@ from routing.actions import Finished
 from routing.errors import UnknownEndpointError
 from routing.model import Endpoint
 from routing.scorers import WEIGHTS
-from service.complete import Begun
+from service.completion import Begun, Report
 from service.errors import InvalidRequestError, NotFoundError, ServiceError, Violation
 from service.explain import summary
 from service.history import AttemptSink, attempt_record
@@ -21,7 +21,7 @@ from service.router import Decided, Router
 from service.rpc import convert, requests
 from service.rpc.status import abort
 from service.serving import Serving
-from service.walk import Report, refusal
+from service.walk import refusal
 
 _ADVICE_S = 5.0
 _PAGE, _MAX_PAGE = 100, 1000

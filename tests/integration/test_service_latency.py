@@ -15,6 +15,7 @@ from routing.health import State
 from routing.model import RouteRequest
 from routing.policy import FailbackPolicy, Policy
 from service.complete import Completer
+from service.completion import Completion, Report
 from service.config_file import load
 from service.providers.aiohttp_transport import AiohttpTransport
 from service.providers.base import Operation
@@ -22,7 +23,6 @@ from service.providers.openai_compatible import OpenAICompatible
 from service.router import Router
 from service.sessions import SessionStore
 from service.store.state import state_store
-from service.walk import Completion, Report
 from sim.faults import FaultKind
 from sim.provider_server import Fault, ProviderFleet
 from sim.scenario import parse_scenario

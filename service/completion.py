@@ -1,0 +1,81 @@
+"""A request as the edges hand it in, and what comes back: a whole reply, or the items of a stream.
+
+The rule of this file: values alone. Whoever serves, records or replays a request speaks of it in these words.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import msgspec
+
+from routing.model import Endpoint, RouteRequest
+from service.config import Truncation
+from service.errors import AttemptReport
+from service.providers.base import Operation, Reply
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """A request as both edges hand it in. `fields` is the JSON body by top-level field, each value as it was
+    written.
+    """
+
+    operation: Operation
+    fields: Mapping[str, msgspec.Raw]
+    route: RouteRequest
+    request_id: str
+    edge: str
+    stream: bool = False
+    idempotent: bool = True
+    timeout_s: float | None = None
+    session_id: str = ""
+    headers: Mapping[str, str] = field(default_factory=dict)
+    query: str = ""
+    idempotency_key: str = ""
+    truncation: Truncation | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What serving a request took. `cost_usd` is None when the provider did not count tokens. `dropped_messages` had to
+    go for the endpoint's context window. `replayed` tells that this is the answer to an earlier request with the same
+    idempotency key, whose report this is.
+    """
+
+    request_id: str
+    endpoint: Endpoint
+    attempts: tuple[AttemptReport, ...]
+    input_tokens: int | None
+    output_tokens: int | None
+    cost_usd: float | None
+    session_id: str
+    time: float
+    dropped_messages: int = 0
+    replayed: bool = False
+
+    @property
+    def failed_over(self) -> bool:
+        """More than one endpoint was tried."""
+        return len(self.attempts) > 1
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """A whole reply and what it took."""
+
+    reply: Reply
+    report: Report
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """A stream begins: who serves it, at which attempt, and the headers of the provider's answer that matter.
+    `dropped_messages` and `replayed` are those of the report to come.
+    """
+
+    endpoint: Endpoint
+    number: int
+    decision_id: str
+    headers: Mapping[str, str]
+    dropped_messages: int = 0
+    replayed: bool = False
