@@ -15,6 +15,7 @@ from service.providers.base import Chunk
 from service.serving import Event
 
 _ERRORS = {kind.reason: kind for kind in STATUS}
+_ENCODER = msgspec.msgpack.Encoder(enc_hook=dict)  # headers may be read-only views
 
 
 class RecordingError(Exception):
@@ -68,7 +69,7 @@ class Recording:
 
     def encode(self) -> bytes:
         """Return the recording as bytes."""
-        return msgspec.msgpack.encode(self)
+        return _ENCODER.encode(self)
 
     @classmethod
     def decode(cls, data: bytes) -> "Recording":
