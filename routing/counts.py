@@ -9,12 +9,13 @@ from operator import sub
 from routing.outcomes import Outcome
 
 MIN_BASELINE = 20
+_Z95 = 1.645
 
 
 class Counter(IntEnum):
     """What is counted. Latency is kept in two channels, because a whole reply takes longer than a stream's first
-    byte; pace is the seconds a stream takes per output token. A channel is its number of values, the sum of their
-    logarithms and that of the squares, in this order.
+    byte. Generation is a stream's time from its first byte to its end, pace its share of that per output token. A
+    channel is its number of values, the sum of their logarithms and that of the squares, in this order.
     """
 
     STARTED = 0
@@ -38,6 +39,9 @@ class Counter(IntEnum):
     PACE_LOG = 18
     PACE_LOG_SQ = 19
     POOR_ANSWER = 20
+    GENERATION_N = 21
+    GENERATION_LOG = 22
+    GENERATION_LOG_SQ = 23
 
 
 COUNTER_OF: dict[Outcome, Counter] = {
@@ -94,6 +98,12 @@ class Sums:
     def mean_log(self, first: Counter) -> float:
         """Mean logarithm of the channel whose `_N` counter is `first`; the channel must have values."""
         return self._values[first + 1] / self._values[first]
+
+    def ninety_fifth(self, first: Counter) -> float:
+        """The 95th percentile of a channel, as its logarithms' mean and spread give it (they are about normal); the
+        channel must have values.
+        """
+        return exp(self.mean_log(first) + _Z95 * self.spread(first))
 
     def spread(self, first: Counter) -> float:
         """Standard deviation of the logarithms of a channel; 0 with fewer than two values."""

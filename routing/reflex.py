@@ -61,15 +61,20 @@ def poor_breach(
     """Return what ejects the endpoint after a poor answer that its detector of those has just been told of, or None.
 
     `peers` are the windows of the model's other endpoints. Some requests end so wherever they are sent, and a retry
-    takes them from one endpoint to the next: where two others (or all there are) gave half as many poor answers in the
-    last minute, the requests are to blame.
+    takes them from one endpoint to the next: where in the last minute two others (or all there are) gave half as many
+    poor answers, or gave them half as often, the requests are to blame.
     """
     cause = _evidence("quality_evidence", window, detector, policy, now)
     if cause is None or not TRAITS[outcome].hinges_on_request:
         return cause
-    most = window.sums(now, RATE_SPAN_S)[Counter.POOR_ANSWER] / 2
-    alike = [peer.sums(now, RATE_SPAN_S)[Counter.POOR_ANSWER] >= most for peer in peers]
+    own = window.sums(now, RATE_SPAN_S)
+    alike = [_as_poor(peer.sums(now, RATE_SPAN_S), own) for peer in peers]
     return None if alike and sum(alike) >= min(2, len(alike)) else cause
+
+
+def _as_poor(peer: Sums, own: Sums) -> bool:
+    theirs, most = peer[Counter.POOR_ANSWER], own[Counter.POOR_ANSWER] / 2
+    return theirs >= most or (theirs >= 2 and theirs * own.judged >= most * peer.judged)
 
 
 def _evidence(metric: str, window: Window, detector: FailureDetector, policy: ReflexPolicy, now: float) -> Cause | None:
@@ -114,12 +119,13 @@ def hang_limit_s(window: Window, policy: ReflexPolicy, now: float, *, streamed: 
 
 def crawl_limit_s(window: Window, policy: ReflexPolicy, now: float) -> float | None:
     """Return the time from a stream's first byte beyond which it crawls; None while the endpoint's own normal is not
-    known.
+    known, as of a young one whose long streams have not ended yet.
     """
-    if window.baseline(now)[Counter.PACE_N] < _MIN_HANG_SAMPLES:
+    baseline = window.baseline(now)
+    if baseline[Counter.GENERATION_N] < _MIN_HANG_SAMPLES:
         return None
-    usual_s = window.generation_quantile(0.95, now)
-    return None if usual_s is None else max(policy.hang_floor_s, policy.pace_ratio * usual_s)
+    limit_s = policy.pace_ratio * baseline.ninety_fifth(Counter.GENERATION_N)
+    return None if window.baseline_s(now) < limit_s else max(policy.hang_floor_s, limit_s)
 
 
 def lost(window: Window, policy: ReflexPolicy, now: float) -> list[float]:

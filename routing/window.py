@@ -21,8 +21,10 @@ SECONDS = 300
 MINUTES = 60
 _SHORTEST_S = 1e-4
 _LOG_SLOW = log(2.5)
-# The pace of a shorter answer tells more of the network than of the model.
+# The pace of a shorter answer tells more of the network than of the model, that of a longer one more of the past than
+# of now.
 _MIN_PACE_TOKENS = 16
+_MAX_PACE_S = 60.0
 
 
 _LATENCY = (Counter.TTFT_N, Counter.REPLY_N)
@@ -51,8 +53,9 @@ class Window:
         "_baseline",
         "_baseline_newest",
         "_baseline_second",
+        "_baseline_until",
+        "_first_at",
         "_flight",
-        "_generation",
         "_known",
         "_known_second",
         "_known_shifts",
@@ -72,15 +75,15 @@ class Window:
         self._minutes = Ring(MINUTES, len(Counter))
         self._ttft = Latency(Counter.TTFT_N)
         self._reply = Latency(Counter.REPLY_N)
-        self._generation = QuantileSketch()
         self._flight = InFlight()
         self._known: dict[int, Sums] = {}
         self._known_shifts: dict[tuple[Counter, int], Shift] = {}
         self._known_second = -1
         self._baseline = NOTHING
-        self._baseline_second = self._baseline_newest = -1
+        self._baseline_second = self._baseline_newest = self._baseline_until = -1
         self.consecutive_failures = 0
         self.last_at = 0.0
+        self._first_at = inf
         self.last_ok_at = -inf
 
     @property
@@ -93,6 +96,7 @@ class Window:
         if self._known:
             self._forget(second)
         if second > self._seconds.newest:
+            self._first_at = min(self._first_at, now)
             self._seconds.advance(second, self._totals)
             minute = second // 60
             if minute > self._minutes.newest:
@@ -142,7 +146,7 @@ class Window:
             self.last_ok_at = max(self.last_ok_at, now)
             if value_s is not None:
                 self._add_latency(self._reply if ttft_s is None else self._ttft, max(value_s, _SHORTEST_S), now)
-            self._add_generation(output_tokens, generation_s, now)
+            self._add_generation(output_tokens, generation_s)
         return started
 
     def _add_latency(self, channel: Latency, value_s: float, now: float) -> None:
@@ -153,14 +157,15 @@ class Window:
         self._add(channel.first, value)
         channel.quantiles.add(value_s, now)
 
-    def _add_generation(self, output_tokens: int, generation_s: float, now: float) -> None:
+    def _add_generation(self, output_tokens: int, generation_s: float) -> None:
         self._totals[Counter.OUTPUT_TOKENS] += output_tokens
         if generation_s <= 0:
             return
         self._totals[Counter.GENERATION_S] += generation_s
-        self._generation.add(generation_s, now)
-        if output_tokens >= _MIN_PACE_TOKENS:
-            self._add(Counter.PACE_N, log(max(generation_s, _SHORTEST_S) / output_tokens))
+        value = log(max(generation_s, _SHORTEST_S))
+        self._add(Counter.GENERATION_N, value)
+        if output_tokens >= _MIN_PACE_TOKENS and generation_s <= _MAX_PACE_S:
+            self._add(Counter.PACE_N, value - log(output_tokens))
 
     def _add(self, first: Counter, value: float) -> None:
         totals = self._totals
@@ -207,12 +212,19 @@ class Window:
 
     def _make_baseline(self, second: int) -> Sums:
         oldest = self._minutes.at(second // 60 - 30, self._totals)
+        self._baseline_until = (second // 60 - 4) * 60
         values = Sums(oldest, self._minutes.at(second // 60 - 5, self._totals))
         for left_out_s in (60, 15):
             if values.latency_samples >= MIN_BASELINE:
                 return values
+            self._baseline_until = second - left_out_s + 1
             values = Sums(oldest, self._seconds.at(second - left_out_s, self._totals))
         return values if values.latency_samples >= MIN_BASELINE else NOTHING
+
+    def baseline_s(self, now: float) -> float:
+        """Return how long a time the baseline is about, in seconds; it holds nothing that takes longer than that."""
+        self.baseline(now)
+        return max(0.0, self._baseline_until - max(self._first_at, (int(now) // 60 - 29) * 60))
 
     def latency_shift(self, now: float, span_s: int) -> Shift:
         """Return how current latency compares with the endpoint's own normal over the last `span_s` seconds."""
@@ -221,7 +233,7 @@ class Window:
     def pace_shift(self, now: float, span_s: int) -> Shift:
         """Return how the seconds per output token of the last `span_s` seconds compare with the endpoint's own normal.
 
-        Only successful streams of 16 tokens or more count.
+        Successful streams of 16 tokens or more count, if they ran no longer than a minute.
         """
         return self._shift(_PACE, now, span_s)
 
@@ -238,12 +250,6 @@ class Window:
     def latency_quantile(self, fraction: float, now: float, *, streamed: bool = True) -> float | None:
         """Return a quantile over the last five minutes in seconds, of times to first byte or of whole replies."""
         return (self._ttft if streamed else self._reply).quantiles.quantile(fraction, now)
-
-    def generation_quantile(self, fraction: float, now: float) -> float | None:
-        """Return a quantile over the last five minutes, in seconds, of the time from a stream's first byte to its end;
-        None without values.
-        """
-        return self._generation.quantile(fraction, now)
 
     def waiting(self, *, streamed: bool) -> Collection[float]:
         """Return when each attempt that still waits for its first byte was sent, in the order they were sent in."""

@@ -8,7 +8,7 @@ import heapq
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count, pairwise
 
 from routing.actions import Action, DomainChanged, Finished, Probe, Transitioned
@@ -83,11 +83,15 @@ def transitions_of(actions: Iterable[Action]) -> list[Transition]:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """How an attempt ends when nobody interrupts it. `ttft_s` may be infinite: a hang."""
+    """How an attempt ends when nobody interrupts it. `ttft_s` may be infinite: a hang. A stream of `output_tokens`
+    takes `generation_s` from its first byte to its end.
+    """
 
     ttft_s: float
     outcome: Outcome = Outcome.OK
     retry_after_s: float | None = None
+    output_tokens: int = 0
+    generation_s: float = 0.0
 
 
 Script = Callable[[float, random.Random], Reply]
@@ -231,10 +235,16 @@ class World:
         reply = self.scripts[name](self.now, self._rng)
         others_left = len(walk.tried) < len(self.scripts)
         limit_s = first_byte_timeout_s(walk.budget, self._attempts, self.now, streamed=True, others_left=others_left)
-        outcome = reply.outcome if reply.ttft_s <= limit_s else Outcome.TIMEOUT
-        ttft_s = reply.ttft_s if outcome is Outcome.OK else None
-        result = Finished(name, attempt_id, outcome, ttft_s=ttft_s, retry_after_s=reply.retry_after_s)
-        self._at(self.now + min(reply.ttft_s, limit_s), lambda: self._finish(walk, result))
+        first_byte = self.now + min(reply.ttft_s, limit_s)
+        if reply.ttft_s > limit_s:
+            reply = Reply(limit_s, Outcome.TIMEOUT)
+        result = Finished(name, attempt_id, reply.outcome, retry_after_s=reply.retry_after_s)
+        if reply.outcome is Outcome.OK:
+            ttft_s, tokens = reply.ttft_s, reply.output_tokens
+            result = replace(result, ttft_s=ttft_s, output_tokens=tokens, generation_s=reply.generation_s)
+        if reply.generation_s:
+            self._at(first_byte, lambda: self.engine.first_byte(name, attempt_id, self.now))
+        self._at(first_byte + reply.generation_s, lambda: self._finish(walk, result))
 
     def _finish(self, walk: _Walk, result: Finished) -> None:
         self._do(self.engine.finished(result, self.now))

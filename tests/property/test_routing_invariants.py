@@ -6,7 +6,7 @@ from math import isfinite
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from routing.actions import Finished, Probe
+from routing.actions import Action, Finished, Probe
 from routing.attempts import RequestBudget, first_byte_timeout_s, refusal_to_retry
 from routing.engine import Engine
 from routing.forecasts import Forecasts
@@ -58,13 +58,12 @@ REQUEST = st.builds(
 
 def _do(engine: Engine, kind: str, value: object, now: float) -> list[Transition]:
     before = {name: engine.health_of(name).state for name in NAMES}
+    actions: list[Action] = []
     match kind, value:
         case "started", (str(name), str(attempt), bool(streamed)):
             engine.started(name, attempt, now, streamed=streamed)
-            actions = []
         case "first_byte", (str(name), str(attempt)):
             engine.first_byte(name, attempt, now)
-            actions = []
         case "finished", Finished() as result:
             actions = engine.finished(result, now)
         case "probed", Finished() as result:
@@ -73,7 +72,6 @@ def _do(engine: Engine, kind: str, value: object, now: float) -> list[Transition
             actions = engine.forecast(Forecasts(now - age_s, "m", 0.5, risks), now)
         case "withdraw", _:
             engine.withdraw_forecast()
-            actions = []
         case "drain", str(name):
             actions = engine.drain(name, "kim", now)
         case "restore", str(name):
@@ -156,7 +154,6 @@ def _reads(engine: Engine, now: float) -> list[object]:
             window.latency_quantile(0.5, now),
             window.latency_shift(now, 15),
             window.pace_shift(now, 15),
-            window.generation_quantile(0.95, now),
             list(window.streaming()),
             window.oldest_waiting_s(now),
             window.hanging(now, 1.0),
@@ -181,7 +178,7 @@ def _bytes(engine: Engine) -> int:
     total = 0
     for name in NAMES:
         window = engine.window_of(name)
-        sketches = (window._ttft.quantiles, window._reply.quantiles, window._generation)
+        sketches = (window._ttft.quantiles, window._reply.quantiles)
         totals = (window._totals, window._seconds._rows, window._minutes._rows)
         total += sum(part.buffer_info()[1] * part.itemsize for part in totals)
         total += sum(part.buffer_info()[1] * part.itemsize for s in sketches for part in (*s._slots, s._merged))
