@@ -18,6 +18,7 @@ from routing.errors import PolicyError
 from service.config import Config, ReferencesError
 
 _REFERENCE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
+_ENCRYPTION_KEYS = "encryption_keys"
 _Path = tuple[str | int, ...]
 
 
@@ -110,14 +111,17 @@ def _duplicate_keys(node: yaml.Node, path: _Path) -> Iterator[tuple[_Path, str]]
 
 
 def _literal_keys(tree: dict[str, Any]) -> Iterator[tuple[_Path, str]]:
-    providers = tree.get("providers")
-    for index, provider in enumerate(providers if isinstance(providers, list) else []):
-        key = provider.get("api_key") if isinstance(provider, dict) else None
+    providers, state = tree.get("providers"), tree.get("state")
+    given: dict[_Path, Any] = {
+        ("providers", index, "api_key"): provider.get("api_key")
+        for index, provider in enumerate(providers if isinstance(providers, list) else [])
+        if isinstance(provider, dict)
+    }
+    keys = state.get(_ENCRYPTION_KEYS) if isinstance(state, dict) else None
+    given |= {("state", _ENCRYPTION_KEYS, i): key for i, key in enumerate(keys if isinstance(keys, list) else [])}
+    for path, key in given.items():
         if key is not None and not (isinstance(key, str) and _REFERENCE.fullmatch(key)):
-            yield (
-                ("providers", index, "api_key"),
-                "expected an environment reference such as ${OPENAI_API_KEY}, not a key",
-            )
+            yield path, "expected an environment reference such as ${OPENAI_API_KEY}, not a key"
 
 
 def _resolve(value: Any, path: _Path, environment: Mapping[str, str], found: list[tuple[_Path, str]]) -> Any:
@@ -148,9 +152,8 @@ def _explain(error: ValidationError) -> Iterator[tuple[_Path, str]]:
             yield path, "missing, expected a value"
         else:
             text = detail["msg"].removeprefix("Value error, ")
-            given = (
-                "" if isinstance(detail["input"], dict | list) or "api_key" in path else f", got {detail['input']!r}"
-            )
+            secret = "api_key" in path or _ENCRYPTION_KEYS in path
+            given = "" if secret or isinstance(detail["input"], dict | list) else f", got {detail['input']!r}"
             yield path, f"{text[0].lower()}{text[1:]}{given}"
 
 

@@ -1,157 +1,251 @@
-"""One request's walk over endpoints: decide, attempt, observe, and either answer, go on, or give up with the right
+"""One request's walk over endpoints: decide, attempt, observe, and either answer, go on, wait, or give up with the right
 error.
 
-The walk owns the bookkeeping that unary and streamed requests share: attempts made, deadline, records. It sends
-nothing itself.
+The walk owns what unary and streamed requests share: attempts made, deadline, budgets, books. It sends nothing itself.
+Should the discipline of attempts itself fail, the request goes on without it (F-20).
 """
 
+import asyncio
 import logging
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TypeVar
 
-from analytics.records import RequestRecord
+from routing import attempts
 from routing.actions import Finished
-from routing.attempts import RequestBudget, first_byte_timeout_s, refusal_to_retry
-from routing.filters import already_tried, beyond_context, lacks_capability
-from routing.model import Endpoint
+from routing.attempts import RequestBudget
+from routing.hedging import Hedge, expected_cost_usd, hedge, in_scope
+from routing.model import RouteRequest
 from routing.outcomes import Outcome
-from routing.pipeline import Decision
-from routing.policy import AttemptPolicy
+from routing.snapshot import Candidate
 from service.completion import Completion, Report
-from service.errors import (
-    AttemptReport,
-    AttemptsExhaustedError,
-    ContextTooLongError,
-    InvalidRequestError,
-    NoEndpointError,
-    RateLimitedError,
-    RequestTimeoutError,
-    ServiceError,
-    StreamBrokenError,
-    UpstreamRejectedError,
-    Violation,
-)
-from service.history import AttemptSink, attempt_record, cost_usd
-from service.providers.base import Failure, Operation
+from service.errors import RequestTimeoutError, ServiceError
+from service.history import AttemptSink
+from service.providers.base import Failure
 from service.providers.transport import Timeouts
-from service.router import Decided, Router, without
+from service.refusals import broken, exhausted, given_up, refusal
+from service.router import Decided, Router
+from service.trail import Attempt, Trail, Usage
 
 log = logging.getLogger(__name__)
 
-RETRY_AFTER_S = 1.0
 _MIN_TIMEOUT_S = 0.001
-
-
-@dataclass(slots=True)
-class Attempt:
-    """One call in flight. `reader_s` is how long a stream had to wait for its reader."""
-
-    number: int
-    decided: Decided
-    endpoint: Endpoint
-    id: str
-    started: float
-    timeouts: Timeouts
-    first_byte_at: float | None = None
-    reader_s: float = 0.0
+_OUTRUN = "another attempt answered first"
+_Answer = TypeVar("_Answer")
 
 
 class Walk:
     """See the module's docstring. `record` takes history records and may not raise."""
 
-    def __init__(
-        self,
-        router: Router,
-        record: AttemptSink,
-        completion: Completion,
-        policy: AttemptPolicy,
-        replica: str,
-    ) -> None:
+    def __init__(self, router: Router, record: AttemptSink, completion: Completion, replica: str) -> None:
         self._router = router
-        self._record = record
         self._completion = completion
-        self._policy = policy
-        self._replica = replica
-        self._started = router.clock.now()
-        limit_s = policy.deadline_s if completion.timeout_s is None else min(policy.deadline_s, completion.timeout_s)
-        self._budget = RequestBudget(self._started + limit_s, completion.idempotent)
-        self._route = completion.route
-        self._trail: list[AttemptReport] = []
-        self._last_failure: Failure | None = None
+        self._core = router.engine.policy
+        self._policy = self._core.attempts
+        self._trail = Trail(completion, record, router.clock.now, replica)
+        given_s, most_s = completion.timeout_s, self._policy.deadline_s
+        limit_s = most_s if given_s is None else min(most_s, given_s)
+        self._budget = RequestBudget(router.clock.now() + limit_s, completion.idempotent)
+        self._tried: set[str] = set()
+        self._limited: set[str] = set()
+        self._begun = 0
+        self._has_waited = False
+        self._has_emitted = False
+        self._last: tuple[Attempt, Failure] | None = None
 
-    def begin(self) -> Attempt:
-        """Decide where the next attempt goes and start it. Raises the ServiceError that ends the request."""
+    # Going on.
+
+    async def begin(self) -> Attempt:
+        """Decide where the next attempt goes and start it, after a rate limit if need be. Raises the ServiceError that
+        ends the request.
+        """
+        while True:
+            decided = self._decide(self._route())
+            chosen = decided.decision.chosen
+            if chosen is None:
+                await self._wait(decided)
+                continue
+            if self._last is not None and not self._may_retry(decided, self._last[0]):
+                why = f"the retry budget of model {self._completion.route.model!r} is used up"
+                raise self._end(exhausted(why, self._last[1], self._completion.route.model, self._trail.reports))
+            return self._start(decided, chosen)
+
+    def _route(self) -> RouteRequest:
+        route = self._completion.route
+        if not self._tried:
+            return route
+        spared: frozenset[str] = frozenset()
+        if not self._has_waited:
+            candidates = self._router.engine.snapshot.candidates(route.model)
+            budget, now = self._core.budget, self._router.clock.now()
+            spared = self._ask(lambda: attempts.spared_by_retries(candidates, budget, now), frozenset())
+        return replace(route, excluded=route.excluded | self._tried, spared=spared)
+
+    def _decide(self, route: RouteRequest) -> Decided:
+        first = not self._begun and not self._has_waited
         try:
-            decided = self._router.decide(self._route, self._completion.request_id, len(self._trail) + 1)
+            decided = self._router.decide(route, self._completion.request_id, self._begun + 1)
         except ServiceError as error:
-            self._ended(error.reason, None)
+            raise self._end(error) from None
+        if first:
+            now, account = self._router.clock.now(), self._router.engine.budgets
+            self._ask(lambda: account[route.model].requested(now), None)
+        return decided
+
+    def _may_retry(self, decided: Decided, left: Attempt) -> bool:
+        if attempts.is_reroute(decided.decision, left.endpoint.id):
+            return True
+        account, now = self._router.engine.budgets, self._router.clock.now()
+        return self._ask(lambda: account[self._completion.route.model].take_retry(now), default=True)
+
+    async def _wait(self, decided: Decided) -> None:
+        """Wait for a rate limit to end. Raises the ServiceError that ends the request when that does not help."""
+        model, now = self._completion.route.model, self._router.clock.now()
+        account, policy, draw = self._router.engine.budgets, self._core.budget, self._router.draw()
+
+        def pause() -> float | None:
+            pause_s = attempts.wait_s(decided.decision, self._limited, self._budget, policy, draw)
+            return pause_s if pause_s is not None and account[model].take_place(now + pause_s, now) else None
+
+        pause_s = self._ask(pause, None)
+        if pause_s is None:
+            if self._last is None:
+                raise self._end(refusal(decided.decision))
+            raise self._end(exhausted("no other endpoint is left", self._last[1], model, self._trail.reports))
+        try:
+            await asyncio.sleep(pause_s)
+        except asyncio.CancelledError:
+            self._trail.ended("CANCELLED")
             raise
-        chosen = decided.decision.chosen
-        if chosen is None:
-            raise self._end(self._nobody_left(decided))
-        endpoint, now = chosen.facts.endpoint, self._router.clock.now()
+        self._tried -= self._limited
+        self._limited.clear()
+        self._has_waited = True
+
+    def _start(self, decided: Decided, chosen: Candidate, *, is_hedge: bool = False) -> Attempt:
+        endpoint, now, streamed = chosen.facts.endpoint, self._router.clock.now(), self._completion.stream
         others_left = any(not c.exclusion and c.candidate is not chosen for c in decided.decision.considered)
-        first_byte_s = first_byte_timeout_s(
-            self._budget, self._policy, now, streamed=self._completion.stream, others_left=others_left
+        first_byte_s = attempts.first_byte_timeout_s(
+            self._budget, self._policy, now, streamed=streamed, others_left=others_left
         )
         if first_byte_s <= 0:
-            raise self._end(RequestTimeoutError("the deadline has passed", attempts=self._trail))
+            raise self._end(RequestTimeoutError("the deadline has passed", attempts=self._trail.reports))
         timeouts = Timeouts(
             connect_s=max(_MIN_TIMEOUT_S, min(self._policy.connect_timeout_s, first_byte_s)),
             first_byte_s=max(_MIN_TIMEOUT_S, first_byte_s),
             stall_s=self._policy.stall_timeout_s,
         )
-        attempt_id = self._router.started(endpoint, streamed=self._completion.stream)
-        return Attempt(len(self._trail) + 1, decided, endpoint, attempt_id, now, timeouts)
+        self._begun += 1
+        attempt_id = self._router.started(endpoint, streamed=streamed)
+        attempt = Attempt(self._begun, decided, endpoint, attempt_id, now, timeouts, is_hedge=is_hedge)
+        if not is_hedge and in_scope(self._core.hedge, asked=self._completion.may_hedge):
+            delay_s = self._ask(lambda: self._hedge(attempt), Hedge(None)).delay_s
+            attempt.hedge_after_s = delay_s if delay_s is not None and delay_s < first_byte_s else None
+        return attempt
+
+    # Hedges.
+
+    def _hedge(self, attempt: Attempt) -> Hedge:
+        engine = self._router.engine
+        return hedge(
+            attempt.decided.decision,
+            engine.snapshot,
+            engine.window_of(attempt.endpoint.id),
+            self._core,
+            idempotent=self._completion.idempotent,
+            asked=self._completion.may_hedge,
+            streamed=self._completion.stream,
+        )
+
+    def hedge(self, first: Attempt) -> Attempt | None:
+        """The first attempt has kept its caller waiting: start a second one beside it, if there is where to and the
+        budget pays for it.
+        """
+        return self._ask(lambda: self._second(first), None)
+
+    def _second(self, first: Attempt) -> Attempt | None:
+        engine, route, now = self._router.engine, self._completion.route, self._router.clock.now()
+        account = engine.budgets[route.model]
+        if self._begun >= self._policy.max_attempts or now >= self._budget.deadline or account.refusal_to_hedge(now):
+            return None
+        excluded = route.excluded | self._tried | {first.endpoint.id}
+        spared = attempts.recovering(engine.snapshot.candidates(route.model))
+        asked = replace(route, excluded=excluded, spared=spared)
+        decided = self._router.decide(asked, self._completion.request_id, self._begun + 1)
+        chosen = decided.decision.chosen
+        if chosen is None or decided.decision.panic:
+            return None
+        cost_usd = expected_cost_usd(chosen.facts.endpoint, route, account.usual_output_tokens)
+        return None if account.take_hedge(cost_usd, now) else self._start(decided, chosen, is_hedge=True)
+
+    def outrun(self, attempt: Attempt) -> None:
+        """Another attempt beside this one answered first, and this one was called off.
+
+        Its provider has read the prompt, and is paid for that: the estimate goes into the books, for nobody will count.
+        How long it had waited in vain is a bound of its latency that its health may know (a hedge's says little).
+        """
+        waited_s = None if attempt.is_hedge else self._router.clock.now() - attempt.started
+        streamed = self._completion.stream
+        ttft_s, reply_s = (waited_s, None) if streamed else (None, waited_s)
+        self._finished(attempt, Outcome.CANCELLED, ttft_s=ttft_s, reply_s=reply_s)
+        self._trail.attempted(attempt, Outcome.CANCELLED, None, _OUTRUN, Usage(self._completion.route.input_tokens))
+
+    # Observing.
 
     def first_byte(self, attempt: Attempt) -> None:
         """A stream's first event with content arrived."""
         attempt.first_byte_at = self._router.clock.now()
         self._router.first_byte(attempt.endpoint, attempt.id)
 
-    def succeeded(self, attempt: Attempt, status: int, input_tokens: int | None, output_tokens: int | None) -> Report:
+    def emitted(self) -> None:
+        """The caller gets the first event of a stream: from now on it can only break, or be continued."""
+        self._has_emitted = True
+
+    def succeeded(self, attempt: Attempt, status: int, usage: Usage) -> Report:
         """The attempt answered; close the books."""
-        now = self._router.clock.now()
-        first = attempt.first_byte_at
-        self._router.finished(
-            attempt.endpoint,
-            Finished(
-                attempt.endpoint.id,
-                attempt.id,
-                Outcome.OK,
-                ttft_s=None if first is None else first - attempt.started,
-                reply_s=now - attempt.started if first is None else None,
-                output_tokens=output_tokens or 0,
-                generation_s=0.0 if first is None else max(0.0, now - first - attempt.reader_s),
-            ),
+        now, first = self._router.clock.now(), attempt.first_byte_at
+        self._finished(
+            attempt,
+            Outcome.OK,
+            ttft_s=None if first is None else first - attempt.started,
+            reply_s=now - attempt.started if first is None else None,
+            output_tokens=usage.output_tokens or 0,
+            generation_s=0.0 if first is None else max(0.0, now - first - attempt.reader_s),
         )
-        price_usd = cost_usd(attempt.endpoint, input_tokens, output_tokens)
-        self._note(attempt, Outcome.OK, status, "", now, (input_tokens, output_tokens, price_usd))
-        self._ended("ok", attempt, (input_tokens, output_tokens, price_usd))
+        self._trail.attempted(attempt, Outcome.OK, status, "", usage)
+        self._trail.ended("ok", attempt, usage)
+        cost_usd, account = usage.cost_usd(attempt.endpoint), self._router.engine.budgets
+        model, tokens = self._completion.route.model, usage.output_tokens or 0
+        self._ask(lambda: account[model].served(cost_usd or 0.0, tokens, now), None)
         return Report(
             self._completion.request_id,
             attempt.endpoint,
-            tuple(self._trail),
-            input_tokens,
-            output_tokens,
-            price_usd,
+            self._trail.reports,
+            usage.input_tokens,
+            usage.output_tokens,
+            cost_usd,
             self._completion.session_id,
             now,
         )
 
-    def failed(self, attempt: Attempt, failure: Failure, *, emitted: bool = False) -> None:
-        """The attempt failed. Returns when another endpoint may be tried; raises the ServiceError that ends the
-        request otherwise.
+    def failed(self, attempt: Attempt, failure: Failure, *, beside: bool = False, final: bool = False) -> None:
+        """The attempt failed. Returns when another endpoint may be tried, or when another attempt is under way
+        `beside` it; raises the ServiceError that ends the request otherwise. `final` forbids to go on: part of the
+        answer is out, and cannot be continued elsewhere.
         """
         now = self._router.clock.now()
         heard = self._blame(attempt, failure.outcome, now)
-        result = Finished(attempt.endpoint.id, attempt.id, heard, retry_after_s=failure.retry_after_s)
-        self._router.finished(attempt.endpoint, result)
-        self._note(attempt, failure.outcome, failure.status, failure.error, now)
-        self._last_failure = failure
-        self._route = without(self._route, attempt.endpoint.id)
-        refusal = refusal_to_retry(failure.outcome, len(self._trail), emitted, self._budget, self._policy, now)
-        if refusal:
-            raise self._end(self._given_up(refusal, failure, emitted=emitted))
+        self._finished(attempt, heard, retry_after_s=failure.retry_after_s)
+        self._trail.attempted(attempt, failure.outcome, failure.status, failure.error)
+        self._last = attempt, failure
+        self._tried.add(attempt.endpoint.id)
+        if failure.outcome is Outcome.RATE_LIMITED:
+            self._limited.add(attempt.endpoint.id)
+        if beside:
+            return
+        why = attempts.refusal_to_retry(failure.outcome, self._begun, final, self._budget, self._policy, now)
+        if why:
+            is_late, model = now >= self._budget.deadline, self._completion.route.model
+            raise self._end(given_up(why, failure, model, self._trail.reports, is_late=is_late))
 
     def _blame(self, attempt: Attempt, outcome: Outcome, now: float) -> Outcome:
         """Return what the endpoint's health hears. A timeout by a caller's short deadline says nothing of the endpoint,
@@ -164,146 +258,54 @@ class Walk:
         limit_s = self._router.engine.hang_limit_s(attempt.endpoint.id, now, streamed=streamed)
         return outcome if limit_s is not None and now - attempt.started >= limit_s else Outcome.CANCELLED
 
-    def cancelled(self, attempt: Attempt) -> None:
+    def cancelled(self, *under_way: Attempt) -> None:
         """The caller left."""
-        now = self._router.clock.now()
-        self._router.finished(attempt.endpoint, Finished(attempt.endpoint.id, attempt.id, Outcome.CANCELLED))
-        self._note(attempt, Outcome.CANCELLED, None, "the caller left", now)
-        self._ended("CANCELLED", attempt)
+        self._called_off("the caller left", "CANCELLED", under_way)
 
-    def crashed(self, attempt: Attempt, error: Exception) -> None:
-        """Something of ours broke during the attempt: close the books without blaming the endpoint."""
-        now = self._router.clock.now()
-        self._router.finished(attempt.endpoint, Finished(attempt.endpoint.id, attempt.id, Outcome.CANCELLED))
-        self._note(attempt, Outcome.CANCELLED, None, f"internal error: {type(error).__name__}", now)
-        self._ended(ServiceError.reason, attempt)
+    def crashed(self, error: Exception, *under_way: Attempt) -> None:
+        """Something of ours broke: close the books without blaming an endpoint."""
+        self._called_off(f"internal error: {type(error).__name__}", ServiceError.reason, under_way)
 
-    def _end(self, error: ServiceError) -> ServiceError:
-        self._ended(error.reason, None)
-        return error
+    def _called_off(self, why: str, status: str, under_way: tuple[Attempt, ...]) -> None:
+        for attempt in under_way:
+            self._finished(attempt, Outcome.CANCELLED)
+            self._trail.attempted(attempt, Outcome.CANCELLED, None, why)
+        self._trail.ended(status)
 
-    def _given_up(self, refusal: str, failure: Failure, *, emitted: bool) -> ServiceError:
-        what = f"{failure.outcome.value}: {failure.error}"
-        if emitted:
-            return StreamBrokenError(f"the stream broke ({what})", attempts=self._trail, retry_after_s=RETRY_AFTER_S)
-        if failure.outcome is Outcome.CLIENT_ERROR:
-            return UpstreamRejectedError(
-                failure.status or 400, failure.body, failure.headers, failure.error, attempts=self._trail
-            )
-        if self._router.clock.now() >= self._budget.deadline:
-            return RequestTimeoutError(f"the deadline has passed; last attempt {what}", attempts=self._trail)
-        return self._exhausted(refusal)
-
-    def _exhausted(self, why: str) -> ServiceError:
-        listed = ", ".join(f"{a.endpoint_id} {a.outcome.value}" for a in self._trail)
-        retry_after_s = self._last_failure.retry_after_s if self._last_failure else None
-        kind = (
-            RateLimitedError if all(a.outcome is Outcome.RATE_LIMITED for a in self._trail) else AttemptsExhaustedError
-        )
-        return kind(
-            f"no endpoint of {self._route.model!r} could serve the request ({why}); attempts: {listed}",
-            attempts=self._trail,
-            retry_after_s=retry_after_s or RETRY_AFTER_S,
-        )
-
-    def _nobody_left(self, decided: Decided) -> ServiceError:
-        return self._exhausted("no other endpoint is left") if self._trail else refusal(decided.decision)
-
-    # Records.
-
-    def _note(
+    def _finished(
         self,
         attempt: Attempt,
         outcome: Outcome,
-        status: int | None,
-        error: str,
-        now: float,
-        usage: tuple[int | None, int | None, float | None] = (None, None, None),
+        *,
+        ttft_s: float | None = None,
+        reply_s: float | None = None,
+        output_tokens: int = 0,
+        generation_s: float = 0.0,
+        retry_after_s: float | None = None,
     ) -> None:
-        endpoint, route = attempt.endpoint, self._completion.route
-        latency_s = now - attempt.started
-        self._trail.append(
-            AttemptReport(
-                attempt.number,
-                attempt.decided.id,
-                endpoint.id,
-                endpoint.provider,
-                endpoint.region,
-                outcome,
-                status,
-                error,
-                latency_s,
-            )
+        result = Finished(
+            attempt.endpoint.id,
+            attempt.id,
+            outcome,
+            ttft_s=ttft_s,
+            reply_s=reply_s,
+            output_tokens=output_tokens,
+            generation_s=generation_s,
+            retry_after_s=retry_after_s,
+            tenant=self._completion.route.tenant,
         )
-        first = attempt.first_byte_at
-        self._record(
-            attempt_record(
-                endpoint,
-                replica=self._replica,
-                kind="live",
-                outcome=outcome,
-                started=attempt.started,
-                now=now,
-                number=attempt.number,
-                request_id=self._completion.request_id,
-                decision_id=attempt.decided.id,
-                agent=route.agent,
-                tenant=route.tenant,
-                http_status=status,
-                error=error,
-                ttft_s=None if first is None else first - attempt.started,
-                input_tokens=usage[0],
-                output_tokens=usage[1],
-            )
-        )
+        self._router.finished(attempt.endpoint, result)
 
-    def _ended(
-        self,
-        status: str,
-        attempt: Attempt | None,
-        usage: tuple[int | None, int | None, float | None] = (None, None, None),
-    ) -> None:
-        now, completion = self._router.clock.now(), self._completion
-        served = attempt.endpoint if attempt is not None and status == "ok" else None
-        first = attempt.first_byte_at if attempt is not None else None
-        method = (
-            "embed" if completion.operation is Operation.EMBEDDINGS else "stream" if completion.stream else "complete"
-        )
-        self._record(
-            RequestRecord(
-                replica=self._replica,
-                time=now,
-                request_id=completion.request_id,
-                edge=completion.edge,
-                method=method,
-                model=completion.route.model,
-                agent=completion.route.agent,
-                tenant=completion.route.tenant,
-                session_id=completion.session_id,
-                endpoint=served.id if served else "",
-                provider=served.provider if served else "",
-                region=served.region if served else "",
-                status=status,
-                attempts=len(self._trail),
-                failed_over=len(self._trail) > 1,
-                ttft_ms=None if first is None else (first - self._started) * 1e3,
-                latency_ms=(now - self._started) * 1e3,
-                input_tokens=usage[0],
-                output_tokens=usage[1],
-                cost_usd=usage[2],
-            )
-        )
+    def _end(self, error: ServiceError) -> ServiceError:
+        if self._has_emitted and self._last is not None:
+            failure = self._last[1]
+            error = broken(failure, self._trail.reports, error.message if len(self._trail) > 1 else "")
+        self._trail.ended(error.reason)
+        return error
 
-
-def refusal(decision: Decision) -> ServiceError:
-    """Return the error for a first decision that found no endpoint."""
-    reasons = "; ".join(f"{c.candidate.facts.endpoint.id}: {c.exclusion}" for c in decision.considered)
-    excluders = {c.excluded_by for c in decision.considered} - {already_tried.__name__}
-    message = f"no endpoint of {decision.request.model!r} may serve the request: {reasons}"
-    if decision.retry_after_s is not None:
-        return RateLimitedError(message, retry_after_s=decision.retry_after_s)
-    if beyond_context.__name__ in excluders:
-        return ContextTooLongError(message)
-    if excluders == {lacks_capability.__name__}:
-        return InvalidRequestError(Violation("model", message))
-    return NoEndpointError(message, retry_after_s=RETRY_AFTER_S)
+    def _ask(self, question: Callable[[], _Answer], default: _Answer) -> _Answer:
+        try:
+            return question()
+        except Exception:
+            log.exception("the discipline of attempts failed; request %s goes on", self._completion.request_id)
+            return default
