@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from routing.outcomes import Outcome
+from scoring.explain import Contribution
 
 MAX_FRAME_BYTES = 64 * 1024 * 1024
 _LENGTH_BYTES = 4
@@ -37,6 +38,7 @@ class Hello(msgspec.Struct, frozen=True, tag="hello", forbid_unknown_fields=True
 
     History goes to `<data_dir>/history` as `<replica>-scoring`, models come from `<data_dir>/models`. `scheduling`
     "idle" gives way to every other process of the machine. History older than `retention_s` is deleted, none when None.
+    `explore` is the share of alarms that may act on a canary share only; 0 while the receiver cannot tell them apart.
     """
 
     endpoints: list[EndpointInfo]
@@ -45,6 +47,7 @@ class Hello(msgspec.Struct, frozen=True, tag="hello", forbid_unknown_fields=True
     tick_s: Annotated[float, msgspec.Meta(gt=0.0)] = 1.0
     scheduling: Literal["idle", "normal"] = "idle"
     retention_s: Annotated[float, msgspec.Meta(gt=0.0)] | None = None
+    explore: Share = 0.0
 
 
 class Observation(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -74,11 +77,14 @@ class EndpointStatus(msgspec.Struct, frozen=True, array_like=True, forbid_unknow
 
 
 class Batch(msgspec.Struct, frozen=True, tag="batch", forbid_unknown_fields=True):
-    """Inbound, about every 100 ms: what was seen up to `time`. Statuses may be sent when they change only."""
+    """Inbound, about every 100 ms: what was seen up to `time`. Statuses may be sent when they change only. `threshold`
+    is the risk that is acted upon, when the policy sets it; the model's own when None.
+    """
 
     time: Seconds
     observations: list[Observation] = []
     statuses: list[EndpointStatus] = []
+    threshold: Annotated[float, msgspec.Meta(gt=0.0, lt=1.0)] | None = None
 
 
 class Ready(msgspec.Struct, frozen=True, tag="ready", forbid_unknown_fields=True):
@@ -88,13 +94,27 @@ class Ready(msgspec.Struct, frozen=True, tag="ready", forbid_unknown_fields=True
     threshold: float
 
 
+class AlarmNote(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """An alarm in force: since when, what it may do ("act" or "canary"), the share of its usual traffic the endpoint
+    should keep, and, in the forecast with which it began, what raised the risk.
+    """
+
+    since: float
+    mode: Literal["act", "canary"]
+    kept: Share
+    why: tuple[Contribution, ...] = ()
+
+
 class Forecast(msgspec.Struct, frozen=True, tag="forecast", forbid_unknown_fields=True):
-    """Outbound, once per tick: risk by endpoint id. An endpoint with too little evidence is left out."""
+    """Outbound, once per tick: risk by endpoint id, and the alarms in force. An endpoint with too little evidence, or
+    unlike anything the model knows, is left out.
+    """
 
     time: float
     forecaster: str
     threshold: float
     risks: dict[str, Share]
+    alarms: dict[str, AlarmNote] = {}
 
 
 class Note(msgspec.Struct, frozen=True, tag="note", forbid_unknown_fields=True):

@@ -18,11 +18,14 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from random import Random
 
 from analytics.compaction import Compactor
-from analytics.records import HealthRecord
+from analytics.records import ModelEventRecord, Record
 from analytics.segments import SegmentWriter
 from analytics.writer import HistoryWriter
+from scoring.artifact import ArtifactError, Model
+from scoring.monitor import Doubt
 from scoring.protocol import (
     Batch,
     FrameBuffer,
@@ -49,15 +52,16 @@ class Worker:
     def __init__(self, hello: Hello, prior: Path, output: int) -> None:
         self._output = output
         data_dir = Path(hello.data_dir)
+        self._replica = f"{hello.replica}-scoring"
         self._registry = Registry(data_dir, prior)
         self._history: HistoryWriter | None = None
         self._history_dir = data_dir / "history"
         self._lost = ""
         try:
-            self._history = HistoryWriter(SegmentWriter(self._history_dir, f"{hello.replica}-scoring", time.time_ns()))
+            self._history = HistoryWriter(SegmentWriter(self._history_dir, self._replica, time.time_ns()))
         except OSError as error:
             self._send(Note("error", f"health is not recorded: {error}"))
-        self._scorer = Scorer(hello, self._put)
+        self._scorer = Scorer(hello, self._put, Random())
         self._stamp: int | None = None
         self._reload()
         self._stop = threading.Event()
@@ -70,6 +74,8 @@ class Worker:
             return
         self._send(forecast)
         self._tell_lost()
+        for doubt in self._scorer.doubts():
+            self._heed(doubt, batch.time)
         if self._registry.stamp() != self._stamp:
             self._reload()
 
@@ -79,9 +85,9 @@ class Worker:
         if self._history is not None:
             stats = self._history.close(_CLOSE_S)
             if stats.pending or stats.dropped:
-                _log.error("%d health rows lost: %s", stats.pending + stats.dropped, stats.last_error)
+                _log.error("%d rows lost: %s", stats.pending + stats.dropped, stats.last_error)
 
-    def _put(self, record: HealthRecord) -> None:
+    def _put(self, record: Record) -> None:
         if self._history is not None:
             self._history.put(record)
 
@@ -91,12 +97,44 @@ class Worker:
             self._send(Note("error", f"health is not recorded: {error}"))
         self._lost = error
 
+    def _heed(self, doubt: Doubt, now: float) -> None:
+        """Record what speaks against the model; a grave doubt takes it out of service."""
+        serving = self._scorer.model
+        if serving is None:
+            return
+        version, other, event = serving.manifest.version, "", "drift"
+        if doubt.grave:
+            try:
+                after = self._registry.roll_back(version)
+            except (ArtifactError, OSError) as error:
+                # The disk keeps the old roles; this process at least stops acting on what it doubts.
+                self._send(Note("error", f"{version} could not be rolled back ({doubt.note}): {error}"))
+                self._scorer.serve(None)
+                return
+            if after is None:
+                return
+            event = "floored" if after.floored else "rolled_back"
+            other = "" if after.floored else (after.champion or self._registry.prior().manifest.version)
+            place = f"{other} serves" if other else "the reflex stands alone"
+            self._send(Note("warning", f"{version} was taken out of service, {place}: {doubt.note}"))
+        else:
+            self._send(Note("warning", f"{version}: {doubt.note} ({doubt.metric} {doubt.value:.3g})"))
+        self._put(
+            ModelEventRecord(
+                replica=self._replica, time=now, event=event, version=version, other=other, metric=doubt.metric,
+                value=doubt.value, threshold=doubt.limit, actor="monitor", note=doubt.note,
+            )
+        )  # fmt: skip
+
     def _reload(self) -> None:
-        """Take over what the pointer names. A broken new champion does not push out a model that works."""
+        """Take over what the roles name. A broken new champion does not push out a model that works."""
         self._stamp = self._registry.stamp()
         champion = self._registry.champion()
         serving = self._scorer.model
-        if champion.model is None or (champion.problem and serving is not None):
+        if champion.floored:
+            self._scorer.serve(None)
+            self._send(Note("warning", "forecasting was stopped: the reflex policy stands alone until one is promoted"))
+        elif champion.model is None or (champion.problem and serving is not None):
             kept = (
                 f"{serving.manifest.version} stays"
                 if serving
@@ -111,9 +149,16 @@ class Worker:
                         f"serving {champion.model.manifest.version} instead of the champion: {champion.problem}",
                     )
                 )
-            self._scorer.serve(champion.model)
+            self._scorer.serve(champion.model, self._shadow())
         model = self._scorer.model
         self._send(Ready(model.manifest.version, model.manifest.threshold) if model else Ready("", 1.0))
+
+    def _shadow(self) -> Model | None:
+        try:
+            return self._registry.shadow()
+        except ArtifactError as error:
+            self._send(Note("warning", f"nobody is watched: {error}"))
+            return None
 
     def _compact(self, retention_s: float | None) -> None:
         compactor = Compactor(self._history_dir, retention_s=retention_s)

@@ -259,3 +259,36 @@ def test_an_unknown_endpoint_ends_it_with_a_clear_error(scoring: Scoring) -> Non
     status, said = scoring.end()
     assert status == 2
     assert "observation of endpoint 7: expected 0 to 1" in said
+
+
+def test_f20_a_champion_that_cries_wolf_is_taken_out_of_service_by_itself(scoring: Scoring) -> None:
+    """Drift is injected: probabilities are off by a factor of e^9 in a calm world. The champion before it takes over,
+    running requests see nothing of it, and the step is an event in history."""
+    prior = load(PRIOR)
+    calibration = dataclasses.replace(prior.forecaster.calibration, intercept=5.0)
+    arrays = pack(dataclasses.replace(prior.forecaster, calibration=calibration))
+    wolf = dataclasses.replace(prior.manifest, version="wolf-1", arrays_sha256=checksum(arrays))
+    registry = Registry(scoring.data_dir)
+    registry.register(arrays, wolf)
+    registry.promote("wolf-1")
+    scoring.hello()
+    assert scoring.next() == Ready("wolf-1", prior.manifest.threshold)
+    said: list[Outbound] = []
+    for at in range(0, 7200, 20):
+        scoring.second(at)
+        said.append(scoring.next())
+        while isinstance(said[-1], Note | Ready):
+            said.append(scoring.next())
+        if said[-1].forecaster != "wolf-1":  # type: ignore[union-attr]  # the loop above leaves forecasts alone
+            break
+    notes = [message.text for message in said if isinstance(message, Note)]
+    assert any(f"wolf-1 was taken out of service, {prior.manifest.version} serves" in text for text in notes), notes
+    assert isinstance(said[-1], Forecast)
+    assert said[-1].forecaster == prior.manifest.version
+    assert registry.roles().retired == ("wolf-1",)
+    assert scoring.end()[0] == 0
+    with connect(scoring.data_dir / "history") as connection:
+        events = connection.execute(
+            "SELECT event, version, other, actor, value > threshold FROM model_events WHERE event = 'rolled_back'"
+        ).fetchall()
+    assert events == [("rolled_back", "wolf-1", prior.manifest.version, "monitor", True)]
