@@ -39,6 +39,17 @@ def test_a_refused_connection_weighs_half_as_much_again() -> None:
     assert hard.evidence == pytest.approx(1.5 * soft.evidence)
 
 
+def test_a_failure_that_was_none_takes_its_evidence_back() -> None:
+    detector = _detector()
+    detector.failed(hard=False)
+    detector.failed(hard=False)
+    detector.retract()
+    assert detector.evidence == pytest.approx(log(15))
+    detector.succeeded()
+    detector.retract()
+    assert detector.evidence == 0.0, "never below"
+
+
 def test_a_new_chance_begins_without_evidence() -> None:
     detector = _detector()
     detector.failed(hard=True)

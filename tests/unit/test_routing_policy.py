@@ -37,7 +37,13 @@ WRONG: list[tuple[type, str, object]] = [
     ],
     *[(ReflexPolicy, "normal_rate", value) for value in (0.0, 1.0, NAN)],
     *[(ReflexPolicy, "failing_rate", value) for value in (0.0399, 1.0, NAN)],
-    *[(ReflexPolicy, name, value) for name in ("latency_ratio", "hang_ratio") for value in (1.0, NAN, INF)],
+    *[
+        (ReflexPolicy, name, value)
+        for name in ("latency_ratio", "hang_ratio", "pace_ratio")
+        for value in (1.0, NAN, INF)
+    ],
+    *[(ReflexPolicy, "lost_ratio", value) for value in (0.99, NAN, INF)],
+    *[(ReflexPolicy, "overdue_share", value) for value in (0.0, 1.0, NAN)],
     *[(ReflexPolicy, "latency_z", value) for value in (-0.1, NAN, INF)],
     *[(ReflexPolicy, "max_ejection_s", value) for value in (0.0, NAN, INF)],
     *[

@@ -52,3 +52,13 @@ def test_values_beyond_the_range_count_at_its_end(value_s: float, reported_s: fl
 
 def test_nothing_counted_is_none() -> None:
     assert QuantileSketch().quantile(0.5, 1e9) is None
+
+
+def test_what_was_read_is_forgotten_with_the_next_value_and_the_next_slot() -> None:
+    sketch = QuantileSketch(slots=2, slot_s=10.0)
+    sketch.add(1.0, 5.0)
+    assert sketch.quantile(1.0, 5.0) == pytest.approx(1.0, rel=0.05)
+    sketch.add(4.0, 6.0)
+    assert sketch.quantile(1.0, 6.0) == pytest.approx(4.0, rel=0.05)
+    assert sketch.quantile(1.0, 25.0) is None
+    assert sketch.quantile(1.0, 6.0) == pytest.approx(4.0, rel=0.05), "a read changes no answer"
