@@ -92,7 +92,8 @@ class Database:
                     batch.append(self._jobs.get_nowait())
             if batch[-1] is None:
                 open_for_jobs = False
-            self._commit([pending for pending in batch if pending is not None])
+            if given := [pending for pending in batch if pending is not None]:
+                self._commit(given)
         self._close()
 
     def _commit(self, batch: Sequence[_Pending]) -> None:

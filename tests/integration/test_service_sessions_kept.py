@@ -1,4 +1,4 @@
-"""Sessions outlive the process (F-05), fit into the window of whoever serves them (F-14), and lie sealed on the disk."""
+"""Sessions outlive the process (F-05), fit into the window of whoever serves them (F-14), and are sealed on the disk."""
 
 import asyncio
 import base64
