@@ -9,10 +9,13 @@ attempt and the block of requests.
 from enum import IntEnum
 
 import numpy as np
+import numpy.typing as npt
 
 BLOCK = 256
 PROBE_SLOT_S = 0.1
 _KEPT_BLOCKS = 64
+# Of each request: the draws of its endpoints, and two for the policy.
+_Block = tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]
 # Per endpoint: failure (uniform), log TTFT (normal), log speed (normal), where a broken stream breaks (uniform).
 Draws = list[float]
 
@@ -41,27 +44,28 @@ class Luck:
     def __init__(self, seed: int, endpoints: int) -> None:
         self._seed = seed
         self._endpoints = endpoints
-        self._blocks: dict[tuple[int, int, int], tuple[list[list[Draws]], list[list[float]]]] = {}
+        self._blocks: dict[tuple[int, int, int], _Block] = {}
 
     def attempt(self, request: int, attempt: int) -> tuple[list[Draws], list[float]]:
         """Return the draws of each endpoint, and two uniform ones for the policy (for `route` and for `retry`)."""
-        block = self._block(Stream.ATTEMPTS, request // BLOCK, attempt)
+        draws, own = self._block(Stream.ATTEMPTS, request // BLOCK, attempt)
         place = request % BLOCK
-        return block[0][place], block[1][place]
+        return draws[place].tolist(), own[place].tolist()
 
     def probe(self, now: float, endpoint: int) -> Draws:
         """Return the draws of a probe: those of its endpoint and its tenth of a second."""
         slot = int(now / PROBE_SLOT_S)
-        return self._block(Stream.PROBES, slot // BLOCK, 0)[0][slot % BLOCK][endpoint]
+        draws: Draws = self._block(Stream.PROBES, slot // BLOCK, 0)[0][slot % BLOCK, endpoint].tolist()
+        return draws
 
-    def _block(self, stream: Stream, number: int, attempt: int) -> tuple[list[list[Draws]], list[list[float]]]:
+    def _block(self, stream: Stream, number: int, attempt: int) -> _Block:
         key = (stream, number, attempt)
         block = self._blocks.get(key)
         if block is None:
             rng = generator(self._seed, stream, high=number, low=attempt)
             draws = rng.random((BLOCK, self._endpoints, 4))
             draws[:, :, 1:3] = rng.standard_normal((BLOCK, self._endpoints, 2))
-            block = draws.tolist(), rng.random((BLOCK, 2)).tolist()
+            block = draws, rng.random((BLOCK, 2))
             if len(self._blocks) == _KEPT_BLOCKS:
                 del self._blocks[next(iter(self._blocks))]
             self._blocks[key] = block

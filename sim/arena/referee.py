@@ -1,7 +1,7 @@
 """The referee: stands between the arena and a policy, and stops the run when either breaks a rule.
 
-The rule of this file: it books what happens by itself and believes nobody. Every rule is one method or one `require`,
-and each is broken on purpose in a test.
+The rule of this file: it books what happens by itself and believes nobody. Each rule is broken on purpose
+by a test.
 """
 
 from collections import deque
@@ -46,19 +46,16 @@ class _Retries:
         slots, slot, budget = self._slots, int(now * _SLOTS / self._budget.window_s), self._budget
         while slots and slots[0][0] <= slot - _SLOTS:
             slots.popleft()
-        slots.append((slot, requests, retries))
-        sent, spent = sum(row[1] for row in slots), sum(row[2] for row in slots)
+        if not slots or slots[-1][0] < slot:
+            slots.append((slot, 0, 0))
+        _, sent, spent = slots[-1]
+        slots[-1] = (slot, sent + requests, spent + retries)
         if retries:
-            require(
-                spent <= budget.share * sent + budget.floor,
-                f"{spent} retries for {sent} requests in {budget.window_s:g} s until {now:g} s: beyond the budget",
-            )
-
-
-def require(holds: bool, broken: str) -> None:
-    """Raise ArenaInvariantError saying what is broken."""
-    if not holds:
-        raise ArenaInvariantError(broken)
+            sent, spent = sum(row[1] for row in slots), sum(row[2] for row in slots)
+            if spent > budget.share * sent + budget.floor:
+                raise ArenaInvariantError(
+                    f"{spent} retries for {sent} requests in {budget.window_s:g} s until {now:g} s: beyond the budget"
+                )
 
 
 class Referee(Policy):
@@ -91,49 +88,59 @@ class Referee(Policy):
             if self._retries:
                 self._retries.count(now, requests=1, retries=0)
         self._may_send(book, tried, now)
-        require(not book.running, f"request {request.number} is routed while it is being served")
+        if book.running:
+            raise ArenaInvariantError(f"request {request.number} is routed while it is being served")
         return self._chosen(book, self._policy.route(request, tried, now, draw))
 
     def hedge(self, request: ArenaRequest, tried: Sequence[int], now: float, draw: float) -> int | None:
         """One attempt must be waiting, and no other may have been made beside one."""
         book, number = self._books[request.number], request.number
         self._may_send(book, tried, now)
-        require(len(book.running) == 1, f"request {number} is hedged with {len(book.running)} attempts under way")
-        require(request.idempotent, f"request {number} is hedged, though running it twice does harm")
+        if len(book.running) != 1:
+            raise ArenaInvariantError(f"request {number} is hedged with {len(book.running)} attempts under way")
+        if not request.idempotent:
+            raise ArenaInvariantError(f"request {number} is hedged, though running it twice does harm")
         endpoint = self._policy.hedge(request, tried, now, draw)
         if endpoint is not None:
             book.hedges += 1
-            require(book.hedges == 1, f"request {number} is hedged a second time")
-            require(endpoint not in book.running.values(), f"request {number} is hedged where it already waits")
+            if book.hedges > 1:
+                raise ArenaInvariantError(f"request {number} is hedged a second time")
+            if endpoint in book.running.values():
+                raise ArenaInvariantError(f"request {number} is hedged where it already waits")
         return self._chosen(book, endpoint)
 
     def _may_send(self, book: _Book, tried: Sequence[int], now: float) -> None:
         self._pass(now)
-        number, most = book.request.number, self.limits.max_attempts
-        require(now < book.request.deadline, f"request {number} is sent at {now:g} s, after its deadline")
-        require(not book.answered_by, f"request {number} is sent again after its first token")
-        require(list(tried) == book.sent, f"request {number} was sent to {book.sent}, not to {list(tried)}")
-        require(most is None or len(book.sent) < most, f"request {number} is sent more than {most} times")
+        number = book.request.number
+        if not now < book.request.deadline:
+            raise ArenaInvariantError(f"request {number} is sent at {now:g} s, after its deadline")
+        if book.answered_by:
+            raise ArenaInvariantError(f"request {number} is sent again after its first token")
+        if tried != book.sent:
+            raise ArenaInvariantError(f"request {number} was sent to {book.sent}, not to {list(tried)}")
 
     def _chosen(self, book: _Book, endpoint: int | None) -> int | None:
         if endpoint is not None:
-            number = book.request.number
-            require(
-                endpoint in self._endpoints, f"request {number} is sent to endpoint {endpoint}, which does not exist"
-            )
+            number, most = book.request.number, self.limits.max_attempts
+            if most is not None and len(book.sent) >= most:
+                raise ArenaInvariantError(f"request {number} is sent more than {most} times")
+            if endpoint not in self._endpoints:
+                raise ArenaInvariantError(f"request {number} is sent to endpoint {endpoint}, which does not exist")
         self._next = None if endpoint is None else book
         return endpoint
 
     def wait_s(self, request: ArenaRequest, made: Sequence[Attempted], now: float, draw: float) -> float | None:
         """A wait must take time, and end."""
         delay_s = self._delay(request, self._policy.wait_s(request, made, now, draw))
-        require(delay_s != 0, f"request {request.number} is to wait for nothing")
+        if delay_s == 0:
+            raise ArenaInvariantError(f"request {request.number} is to wait for nothing")
         return delay_s
 
     def patience_s(self, request: ArenaRequest, tried: Sequence[int], now: float) -> float:
         """An attempt must get some time."""
         patience_s = self._policy.patience_s(request, tried, now)
-        require(0 < patience_s < inf, f"an attempt of request {request.number} may wait {patience_s} s")
+        if not 0 < patience_s < inf:
+            raise ArenaInvariantError(f"an attempt of request {request.number} may wait {patience_s} s")
         return patience_s
 
     def hedge_after_s(self, request: ArenaRequest, tried: Sequence[int], now: float) -> float | None:
@@ -144,10 +151,10 @@ class Referee(Policy):
         """A retry must be paid for by the budget, unless it leaves what nobody is sent to any more."""
         self._pass(now)
         book = self._books[request.number]
-        require(
-            made == book.ended and not book.running, f"request {request.number} is retried while it is being served"
-        )
-        require(not book.answered_by, f"request {request.number} is retried after its first token")
+        if made != book.ended or book.running:
+            raise ArenaInvariantError(f"request {request.number} is retried while it is being served")
+        if book.answered_by:
+            raise ArenaInvariantError(f"request {request.number} is retried after its first token")
         delay_s = self._delay(request, self._policy.retry(request, made, now, draw))
         if delay_s is not None and self._retries and not self._policy.is_reroute(made, now):
             self._retries.count(now, requests=0, retries=1)
@@ -159,19 +166,21 @@ class Referee(Policy):
 
     @staticmethod
     def _delay(request: ArenaRequest, delay_s: float | None) -> float | None:
-        require(delay_s is None or 0 <= delay_s < inf, f"request {request.number} is to wait {delay_s} s")
+        if delay_s is not None and not 0 <= delay_s < inf:
+            raise ArenaInvariantError(f"request {request.number} is to wait {delay_s} s")
         return delay_s
 
     def started(self, endpoint: int, attempt_id: str, now: float) -> None:
         """An attempt follows a choice, and has an id of its own."""
         self._pass(now)
         book, self._next = self._next, None
-        require(book is not None, f"attempt {attempt_id} was not chosen")
-        require(attempt_id not in self._by_id, f"attempt {attempt_id} starts twice")
-        if book is not None:
-            book.sent.append(endpoint)
-            book.running[attempt_id] = endpoint
-            self._by_id[attempt_id] = book
+        if book is None:
+            raise ArenaInvariantError(f"attempt {attempt_id} was not chosen")
+        if attempt_id in self._by_id:
+            raise ArenaInvariantError(f"attempt {attempt_id} starts twice")
+        book.sent.append(endpoint)
+        book.running[attempt_id] = endpoint
+        self._by_id[attempt_id] = book
         self._policy.started(endpoint, attempt_id, now)
 
     def first_token(self, endpoint: int, attempt_id: str, now: float) -> None:
@@ -179,8 +188,10 @@ class Referee(Policy):
         self._pass(now)
         book = self._by_id[attempt_id]
         number = book.request.number
-        require(book.running.get(attempt_id) == endpoint, f"attempt {attempt_id} has a token without being under way")
-        require(not book.answered_by, f"request {number} gets a second first token, from {attempt_id}")
+        if book.running.get(attempt_id) != endpoint:
+            raise ArenaInvariantError(f"attempt {attempt_id} has a token without being under way")
+        if book.answered_by:
+            raise ArenaInvariantError(f"request {number} gets a second first token, from {attempt_id}")
         book.answered_by = attempt_id
         self._policy.first_token(endpoint, attempt_id, now)
 
@@ -189,18 +200,19 @@ class Referee(Policy):
         self._pass(now)
         attempt_id, book = attempted.attempt_id, self._by_id[attempted.attempt_id]
         endpoint = book.running.pop(attempt_id, None)
-        require(endpoint == attempted.endpoint, f"attempt {attempt_id} ends without being under way")
-        require(isfinite(attempted.latency_s), f"attempt {attempt_id} took {attempted.latency_s} s")
+        if endpoint != attempted.endpoint:
+            raise ArenaInvariantError(f"attempt {attempt_id} ends without being under way")
+        if not isfinite(attempted.latency_s):
+            raise ArenaInvariantError(f"attempt {attempt_id} took {attempted.latency_s} s")
         if book.answered_by in ("", attempt_id):
-            require(
-                attempted.outcome is not Outcome.CANCELLED, f"attempt {attempt_id} is called off, and nobody answers"
-            )
-            require(
-                (attempted.ttft_s is not None) == (book.answered_by == attempt_id),
-                f"attempt {attempt_id} ends with a first token that nobody saw, or without the one that came",
-            )
-        else:
-            require(attempted.outcome is Outcome.CANCELLED, f"attempt {attempt_id} goes on beside {book.answered_by}")
+            if attempted.outcome is Outcome.CANCELLED:
+                raise ArenaInvariantError(f"attempt {attempt_id} is called off, and nobody answers")
+            if (attempted.ttft_s is not None) != (book.answered_by == attempt_id):
+                raise ArenaInvariantError(
+                    f"attempt {attempt_id} ends with a first token that nobody saw, or without the one that came"
+                )
+        elif attempted.outcome is not Outcome.CANCELLED:
+            raise ArenaInvariantError(f"attempt {attempt_id} goes on beside {book.answered_by}")
         book.ended.append(attempted)
         self._policy.finished(attempted, now)
 
@@ -209,7 +221,8 @@ class Referee(Policy):
         self._pass(now)
         probes = self._policy.tick(now)
         self._known(probes, "probed")
-        require(len(set(probes)) == len(probes), f"an endpoint is probed twice at {now:g} s: {probes}")
+        if len(set(probes)) < len(probes):
+            raise ArenaInvariantError(f"an endpoint is probed twice at {now:g} s: {probes}")
         for endpoint in probes:
             self._probing[endpoint] = self._probing.get(endpoint, 0) + 1
         return probes
@@ -219,8 +232,10 @@ class Referee(Policy):
         self._pass(now)
         endpoint = attempted.endpoint
         self._probing[endpoint] = self._probing.get(endpoint, 0) - 1
-        require(self._probing[endpoint] >= 0, f"a probe of endpoint {endpoint} ends that was not sent")
-        require(attempted.latency_s <= self.probe_timeout_s, f"a probe took {attempted.latency_s} s")
+        if self._probing[endpoint] < 0:
+            raise ArenaInvariantError(f"a probe of endpoint {endpoint} ends that was not sent")
+        if not attempted.latency_s <= self.probe_timeout_s:
+            raise ArenaInvariantError(f"a probe took {attempted.latency_s} s")
         self._policy.probed(attempted, now)
 
     def warned(self) -> Collection[int]:
@@ -231,8 +246,10 @@ class Referee(Policy):
 
     def _known(self, endpoints: Collection[int], what: str) -> None:
         strangers = [endpoint for endpoint in endpoints if endpoint not in self._endpoints]
-        require(not strangers, f"endpoints {strangers} are {what}, which do not exist")
+        if strangers:
+            raise ArenaInvariantError(f"endpoints {strangers} are {what}, which do not exist")
 
     def _pass(self, now: float) -> None:
-        require(isfinite(now) and now >= self._now, f"time goes from {self._now:g} s to {now:g} s")
+        if not self._now <= now < inf:
+            raise ArenaInvariantError(f"time goes from {self._now:g} s to {now:g} s")
         self._now = now

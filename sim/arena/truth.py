@@ -7,6 +7,7 @@ a decoy therefore has none. More than a minute of health ends an incident: an af
 
 from collections import defaultdict
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +21,7 @@ from sim.arena.schedule import Occurrence, occurrences
 from sim.arena.workload import Workload, load_profile, make_workload
 from sim.faults import Failure, Fault, effect_at
 from sim.incidents import Place
-from sim.traces import load_trace
+from sim.traces import TraceName, load_trace
 
 _Floats = npt.NDArray[np.float64]
 
@@ -159,11 +160,16 @@ def _active(faults: _Faults, seconds: int) -> list[tuple[int, int, list[Fault]]]
 
 def _late(scenario: Scenario, slowness: _Floats, pace: _Floats) -> _Floats:
     """Return the share of the trace's answers that would not end before the caller's deadline, at median speed."""
-    lengths = np.sort(load_trace(scenario.sizes).output_tokens)
+    lengths = _lengths(scenario.sizes)
     ttft_s = np.array([endpoint.ttft_ms / 1000 for endpoint in scenario.endpoints])[:, None] * slowness
     speed = np.array([endpoint.tokens_per_s for endpoint in scenario.endpoints])[:, None] * pace
     most_tokens = np.maximum(scenario.deadline_s - ttft_s, 0) * speed
     return 1 - np.searchsorted(lengths, most_tokens, side="right") / len(lengths)
+
+
+@cache
+def _lengths(name: TraceName) -> npt.NDArray[np.int64]:
+    return np.sort(load_trace(name).output_tokens)
 
 
 def _troubles(found: tuple[Occurrence, ...], faults: _Faults, truth: Truth) -> tuple[Trouble, ...]:
