@@ -11,6 +11,7 @@ from sim.policies.base import ParameterError, with_parameters
 from sim.policies.bifrost import Bifrost, BifrostSettings
 from sim.policies.consecutive import Consecutive, ConsecutiveSettings
 from sim.policies.envoy import Envoy, EnvoySettings
+from sim.policies.forecast import ForecastGate, ShippedForecaster
 from sim.policies.helicone import Helicone, HeliconeSettings
 from sim.policies.litellm import LiteLLM, LiteLLMSettings
 from sim.policies.llmgateway import LLMGateway, LLMGatewaySettings
@@ -37,7 +38,13 @@ _BUILDERS: Mapping[str, _Builder] = {
     "peak-ewma": lambda e, _, p: PeakEwmaBalancer(len(e), with_parameters(PeakEwmaSettings(), "peak-ewma", p)),
     "prequal": lambda e, seed, p: Prequal(len(e), seed, with_parameters(PrequalSettings(), "prequal", p)),
     "tuned-breaker": lambda e, _, p: TunedBreaker(len(e), with_parameters(TunedBreakerSettings(), "tuned-breaker", p)),
-    "routecast-reflex": lambda e, _, p: Routecast(e, routing_policy(p)),
+    "routecast-reflex": lambda e, _, p: Routecast(e, routing_policy("routecast-reflex", p)),
+    "routecast-forecast": lambda e, _, p: Routecast(
+        e, routing_policy("routecast-forecast", p), ShippedForecaster(e), name="routecast-forecast"
+    ),
+    "prequal+forecast": lambda e, seed, p: ForecastGate(
+        Prequal(len(e), seed, with_parameters(PrequalSettings(), "prequal+forecast", p)), e, name="prequal+forecast"
+    ),
 }
 
 NAMES: tuple[str, ...] = tuple(_BUILDERS)

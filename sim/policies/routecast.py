@@ -256,20 +256,21 @@ def _catalogue(endpoints: Sequence[ArenaEndpoint]) -> Catalogue:
     )
 
 
-def routing_policy(parameters: Mapping[str, float]) -> RoutingPolicy:
+def routing_policy(name: str, parameters: Mapping[str, float]) -> RoutingPolicy:
     """Return the shipped policy with numbers put in by their names in `RoutingPolicy.thresholds`, as in
-    `reflex.error_rate`. Raises ParameterError for a name that is unknown or not a number, PolicyError for a value out
-    of range.
+    `reflex.error_rate`; `name` is whose policy it is.
+
+    Raises ParameterError for a parameter that is unknown or not a number, PolicyError for a value out of range.
     """
     policy = RoutingPolicy()
-    numbers = {name for name, value in policy.thresholds().items() if isinstance(value, int | float)}
-    for name, value in parameters.items():
-        if name not in numbers:
-            raise ParameterError(f"policy 'routecast-reflex' has no parameter {name!r}; it has: {sorted(numbers)}")
-        group, leaf = name.split(".")
-        whole = isinstance(policy.thresholds()[name], int)
+    numbers = {key for key, value in policy.thresholds().items() if value is None or isinstance(value, int | float)}
+    for key, value in parameters.items():
+        if key not in numbers:
+            raise ParameterError(f"policy {name!r} has no parameter {key!r}; it has: {sorted(numbers)}")
+        group, leaf = key.split(".")
+        whole = isinstance(policy.thresholds()[key], int)
         if whole and value != int(value):
-            raise ParameterError(f"{name} = {value!r}: expected a whole number")
+            raise ParameterError(f"{key} = {value!r}: expected a whole number")
         changed = replace(getattr(policy, group), **{leaf: int(value) if whole else float(value)})
         policy = replace(policy, **{group: changed})
     return policy

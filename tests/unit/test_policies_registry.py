@@ -1,6 +1,7 @@
 """Policies by name: what is known, what is refused and how that is said, and that every grid fits its policy."""
 
 import itertools
+import re
 
 import pytest
 
@@ -13,7 +14,7 @@ from tests.policy_driver import endpoints, policy_of, request
 def test_every_name_of_the_scorecard_but_the_arena_s_oracle_is_there() -> None:
     assert NAMES == (
         "static", "consecutive", "litellm", "envoy", "bifrost", "llmgateway", "helicone", "smg", "peak-ewma", "prequal",
-        "tuned-breaker", "routecast-reflex",
+        "tuned-breaker", "routecast-reflex", "routecast-forecast", "prequal+forecast",
     )  # fmt: skip
 
 
@@ -29,7 +30,9 @@ def test_an_unknown_name_is_told_with_the_known_ones() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_an_unknown_parameter_is_told_with_the_known_ones(name: str) -> None:
-    with pytest.raises(ParameterError, match=f"policy '{name}' has no parameter 'nonsense'; it has: .*stall_timeout_s"):
+    with pytest.raises(
+        ParameterError, match=f"policy '{re.escape(name)}' has no parameter 'nonsense'; it has: .*stall_timeout_s"
+    ):
         policy_of(name, nonsense=1.0)
 
 
