@@ -4,8 +4,8 @@ from sim.arena.loop import run
 from sim.arena.scenario import parse_scenario
 from sim.arena.truth import World, make_world
 from sim.policies import make
-from sim.policies.forecast import ForecastGate, shipped
 from sim.policies.consecutive import Consecutive, ConsecutiveSettings
+from sim.policies.forecast import ForecastGate, shipped
 from sim.scorecard.definitions import Evidence, measure
 from tests.policy_driver import endpoints, request
 
