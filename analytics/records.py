@@ -23,6 +23,7 @@ __all__ = [
     "OperationRecord",
     "Record",
     "RequestRecord",
+    "ThresholdRecord",
     "TransitionRecord",
     "UsageRecord",
     "column_names",
@@ -94,7 +95,7 @@ class AttemptRecord:
     request_id: Annotated[_Text, "request it belongs to, empty for a probe"]
     decision_id: Annotated[_Text, "decision that chose the endpoint"]
     number: Annotated[_Count, "1 for the first attempt of its request"]
-    kind: Annotated[_Text, "live, probe or advised"]
+    kind: Annotated[_Text, "live, hedge, probe or advised"]
     endpoint: Annotated[_Text, "endpoint called"]
     provider: Annotated[_Text, "its provider"]
     region: Annotated[_Text, "its region"]
@@ -214,6 +215,25 @@ class OperationRecord:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ThresholdRecord:
+    """One replica began to work by other thresholds: a change came into force, or was taken back."""
+
+    stream: ClassVar[str] = "thresholds"
+
+    replica: Annotated[_Text, "process that wrote the row"]
+    time: Annotated[_Time, "since when it works by them"]
+    change: Annotated[_Text, "change in force, empty for the configuration alone"]
+    before: Annotated[_Text, "change that was in force before, empty for the configuration alone"]
+    made_by: Annotated[_Text, "who proposed it: tuner or operator"]
+    applied_by: Annotated[_Text, "who applied it"]
+    moved: Annotated[_Text, "JSON object: threshold to its values before and after"]
+    figures: Annotated[_Text, "JSON object: figures before and after, on the same replayed hours"]
+    evidence: Annotated[_Text, "JSON object: what the figures rest on, with the bound on false failovers"]
+    ignored: Annotated[_Text, "JSON array: thresholds whose configuration was edited since, and counts"]
+    note: Annotated[_Text, "what spoke against it, empty if nothing did"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelEventRecord:
     """One step in the life of a forecaster: registered, watched, promoted, doubted, rolled back."""
 
@@ -266,6 +286,7 @@ Record = (
     | TransitionRecord
     | DomainRecord
     | ModelEventRecord
+    | ThresholdRecord
     | OperationRecord
     | UsageRecord
 )

@@ -14,11 +14,12 @@ from typing import Any
 from analytics.segments import SegmentWriter
 from analytics.writer import HistoryWriter
 from routing.engine import Engine
-from service.clock import SteadyClock
+from scoring.threshold_store import ThresholdStore
+from service.clock import Clock, SteadyClock
 from service.complete import Completer
 from service.config import Config
 from service.health_board import HealthBoard
-from service.history import HistoryListener, fan_out
+from service.history import HistoryListener, Sink, fan_out
 from service.http.openai import OpenAiRoutes
 from service.http.server import HttpServer
 from service.idempotency import IdempotentServing
@@ -35,6 +36,7 @@ from service.rpc.server import RpcServer
 from service.sessions import SessionStore
 from service.store.state import state_store
 from service.telemetry import Metrics
+from service.thresholds import ThresholdKeeper
 
 log = logging.getLogger(__name__)
 
@@ -101,7 +103,7 @@ async def running(config: Config, listeners: Iterable[Listener] = ()) -> AsyncIt
             )
             router.listen(link)
             await _background(stack, link.run(), "scoring link")
-        await _background(stack, _tick(router.tick), "tick")
+        await _background(stack, _tick(_keeper(config, engine, sink, clock).look, router.tick), "tick")
 
         state = await stack.enter_async_context(state_store(config, clock))
         sessions = SessionStore(config.sessions, clock, state.conversations)
@@ -142,6 +144,14 @@ async def running(config: Config, listeners: Iterable[Listener] = ()) -> AsyncIt
         yield ports
 
 
+def _keeper(config: Config, engine: Engine, sink: Sink, clock: Clock) -> ThresholdKeeper:
+    """Put the thresholds in force, and return who looks after them."""
+    store = ThresholdStore(config.data_dir)
+    keeper = ThresholdKeeper(store, config.policy.policy(), engine.adopt, sink, clock, config.replica)
+    keeper.look()
+    return keeper
+
+
 async def _background(stack: contextlib.AsyncExitStack, work: Coroutine[Any, Any, None], name: str) -> None:
     """Run `work` until the stack closes."""
     task = asyncio.get_running_loop().create_task(work, name=name)
@@ -159,13 +169,14 @@ def _report_death(task: "asyncio.Task[None]") -> None:
         log.critical("%s has ended", task.get_name(), exc_info=task.exception())
 
 
-async def _tick(tick: Callable[[], None]) -> None:
+async def _tick(*ticks: Callable[[], None]) -> None:
     while True:
         await asyncio.sleep(_TICK_S)
-        try:
-            tick()
-        except Exception:
-            log.exception("a tick failed; the snapshot stays as it was")
+        for tick in ticks:
+            try:
+                tick()
+            except Exception:
+                log.exception("a tick failed; what it looks after stays as it was")
 
 
 async def serve(config: Config, announce: Callable[[Ports], None]) -> None:
