@@ -1,7 +1,7 @@
 """What a forecast says to the engine, and how long it counts."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from routing.policy import ForecastPolicy
 
@@ -9,13 +9,15 @@ from routing.policy import ForecastPolicy
 @dataclass(frozen=True, slots=True)
 class Forecasts:
     """One tick's forecast: probability of degradation within the horizon per endpoint id, by which model, and the
-    threshold its manifest recommends.
+    threshold its manifest recommends. `kept` is the share in [0, 1] of its traffic that an endpoint should keep while
+    the forecast alone degrades it; those without one keep what the policy leaves any degraded endpoint.
     """
 
     time: float
     forecaster: str
     threshold: float
     risks: Mapping[str, float]
+    kept: Mapping[str, float] = field(default_factory=dict)
 
 
 class ForecastDesk:
@@ -32,12 +34,13 @@ class ForecastDesk:
         self._policy = policy
 
     def take(self, forecasts: Forecasts, now: float) -> bool:
-        """Take over a forecast; return whether it counts. Risks that are no probabilities are left out."""
+        """Take over a forecast; return whether it counts. Risks and shares that are no fractions are left out."""
         is_current = abs(now - forecasts.time) <= self._policy.max_age_s and 0.0 < forecasts.threshold < 1.0
         if not is_current or (self._current and forecasts.time < self._current.time):
             return False
         sound = {endpoint: risk for endpoint, risk in forecasts.risks.items() if 0.0 <= risk <= 1.0}
-        self._current = Forecasts(forecasts.time, forecasts.forecaster, forecasts.threshold, sound)
+        kept = {endpoint: share for endpoint, share in forecasts.kept.items() if 0.0 <= share <= 1.0}
+        self._current = Forecasts(forecasts.time, forecasts.forecaster, forecasts.threshold, sound, kept)
         return True
 
     def withdraw(self) -> None:
@@ -53,6 +56,11 @@ class ForecastDesk:
         """Return the risk in force of one endpoint; None without one."""
         current = self.in_force(now)
         return current.risks.get(endpoint_id) if current else None
+
+    def kept(self, endpoint_id: str, now: float) -> float:
+        """Return the share that a doubted endpoint should keep; 0 without one."""
+        current = self.in_force(now)
+        return current.kept.get(endpoint_id, 0.0) if current else 0.0
 
     def threshold(self) -> float | None:
         """Return the risk that degrades an endpoint: the policy's, else the model's own; None without either."""

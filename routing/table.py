@@ -11,7 +11,7 @@ from routing import failback, reflex
 from routing.credentials import Credentials
 from routing.detector import FailureDetector
 from routing.forecasts import ForecastDesk
-from routing.health import Health, State
+from routing.health import Event, Health, State
 from routing.model import Catalogue, Endpoint
 from routing.policy import FailbackPolicy, Policy
 from routing.quota import Quota
@@ -88,7 +88,7 @@ class RoutingTable:
         return Facts(
             endpoint=live.endpoint,
             state=live.health.state,
-            admission=failback.admission(live.health, failback_policy) * quota_share,
+            admission=self._admission(live, failback_policy, now) * quota_share,
             blocked_until=quota.blocked_until,
             error_rate=window.sums(now, _ERROR_SPAN_S).error_rate,
             latency_s=latency_s if latency_s is not None else window.latency_quantile(0.5, now, streamed=False),
@@ -98,6 +98,12 @@ class RoutingTable:
             barred=live.credentials.barred,
             quota_share=quota_share,
         )
+
+    def _admission(self, live: Live, failback_policy: FailbackPolicy, now: float) -> float:
+        admission = failback.admission(live.health, failback_policy)
+        # What is only expected to fail leaves as fast as the risk grows; what does fail keeps the least.
+        only_expected = live.health.state is State.DEGRADED and live.health.reasons == {Event.FORECAST}
+        return max(admission, self._desk.kept(live.endpoint.id, now)) if only_expected else admission
 
     def _swap(self, models: Iterable[str], now: float) -> None:
         ranked, barring = dict(self.snapshot.rankings), self.snapshot.barring

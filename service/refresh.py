@@ -173,7 +173,10 @@ class ScoringLink:
     def _take(self, message: Outbound) -> None:
         match message:
             case Forecast():
-                self._router.forecast(Forecasts(message.time, message.forecaster, message.threshold, message.risks))
+                kept = {name: alarm.kept for name, alarm in message.alarms.items()}
+                self._router.forecast(
+                    Forecasts(message.time, message.forecaster, message.threshold, message.risks, kept)
+                )
             case Ready():
                 log.info("scoring process %s is ready with forecaster %s", self.pid, message.forecaster or "none")
                 self.ready.set()

@@ -6,7 +6,7 @@ from routing.actions import Finished
 from routing.engine import Engine
 from routing.errors import CatalogueError, UnknownEndpointError, UnknownModelError
 from routing.forecasts import Forecasts
-from routing.health import Actor, Event, State
+from routing.health import Actor, Event, State, Transition
 from routing.model import Catalogue, Objective, RouteRequest
 from routing.outcomes import Outcome
 from routing.pipeline import decide
@@ -62,28 +62,38 @@ def _relieved(engine: Engine, start: float, seconds: int) -> list[tuple[Event, f
     return [(t.event, t.time) for now in ticks for t in transitions_of(engine.tick(now))]
 
 
-def test_f17_a_lone_429_blocks_the_endpoint_at_once_and_costs_its_pause_alone() -> None:
+def _refuse(engine: Engine, times: int, now: float) -> list[Transition]:
+    """Let the primary answer that many requests with 429 and a Retry-After of 5 s."""
+    refusal = Finished("primary", "a", Outcome.RATE_LIMITED, retry_after_s=5)
+    return [t for _ in range(times) for t in transitions_of(engine.finished(refusal, now))]
+
+
+def test_f17_a_lone_429_among_answers_moves_no_traffic() -> None:
     engine = engine_of("primary", "secondary", now=NOW)
     observe(engine, "primary", Outcome.OK, NOW)
-    engine.started("primary", "a", NOW)
-    (transition,) = transitions_of(
-        engine.finished(Finished("primary", "a", Outcome.RATE_LIMITED, retry_after_s=5), NOW)
-    )
+    assert _refuse(engine, 1, NOW) == []
+    assert _chosen(engine, NOW, draw=0.999) == "primary"
+
+
+def test_f17_a_limit_is_a_pause_to_the_moment_and_a_slow_start() -> None:
+    engine = engine_of("primary", "secondary", now=NOW)
+    observe(engine, "primary", Outcome.OK, NOW)
+    (transition,) = _refuse(engine, 2, NOW)
     assert (transition.event, transition.to_state) == (Event.LIMITED, State.DEGRADED)
+    assert (transition.cause.metric, transition.cause.value) == ("retry_after_s", 5.0)
     assert _chosen(engine, NOW + 4.9, draw=0.0) == "secondary"
-    assert _chosen(engine, NOW + 5.0, draw=0.999) == "primary"
-    assert _relieved(engine, NOW, 15) == [(Event.RELIEVED, NOW + 5)]
+    assert _chosen(engine, NOW + 5.0, draw=0.049) == "primary"
+    assert _chosen(engine, NOW + 5.0, draw=0.051) == "secondary"
+    assert _relieved(engine, NOW, 40) == [(Event.RELIEVED, NOW + 27)]
 
 
-def test_f17_a_429_soon_after_another_lets_the_endpoint_return_by_its_quota() -> None:
+def test_f17_the_faster_the_traffic_the_more_refusals_make_a_limit() -> None:
+    """Chance alone brings two 429s together once in a while on a busy endpoint."""
     engine = engine_of("primary", "secondary", now=NOW)
-    observe(engine, "primary", Outcome.OK, NOW)
-    for sent in (NOW, NOW + 6):
-        engine.finished(Finished("primary", "a", Outcome.RATE_LIMITED, retry_after_s=5), sent)
-    assert _chosen(engine, NOW + 10.9, draw=0.0) == "secondary"
-    assert _chosen(engine, NOW + 11.0, draw=0.49) == "primary"
-    assert _chosen(engine, NOW + 11.0, draw=0.51) == "secondary"
-    assert _relieved(engine, NOW + 6, 20) == [(Event.RELIEVED, NOW + 16)]
+    for request in range(600):
+        observe(engine, "primary", Outcome.OK, NOW + request / 10)
+    assert _refuse(engine, 3, NOW + 60) == []
+    assert [t.event for t in _refuse(engine, 1, NOW + 60)] == [Event.LIMITED]
 
 
 def test_f09_a_forecast_degrades_and_returns_with_hysteresis() -> None:
@@ -176,17 +186,17 @@ def test_f01_the_first_doubt_in_a_limited_endpoint_is_seen_at_once_recorded_and_
     observe(engine, "a", Outcome.OK, NOW)
     for attempt in "xy":
         engine.finished(Finished("a", attempt, Outcome.RATE_LIMITED, retry_after_s=0.0), NOW)
-    assert engine.tick(NOW + 1) == []
-    assert engine.snapshot.candidates(MODEL)[0].facts.admission == pytest.approx(0.6)
-    (doubt,) = transitions_of(engine.forecast(_forecast(NOW + 1, a=0.95), NOW + 1))
+    assert transitions_of(engine.tick(NOW + 5)) == []
+    assert engine.snapshot.candidates(MODEL)[0].facts.admission == pytest.approx(0.1)
+    (doubt,) = transitions_of(engine.forecast(_forecast(NOW + 5, a=0.95), NOW + 5))
     assert (doubt.from_state, doubt.to_state, doubt.event) == (State.DEGRADED, State.DEGRADED, Event.FORECAST)
     assert (doubt.cause.metric, doubt.cause.value) == ("risk", 0.95)
-    assert engine.snapshot.candidates(MODEL)[0].facts.admission == pytest.approx(0.1 * 0.6)
-    assert engine.forecast(_forecast(NOW + 2, a=0.99), NOW + 2) == [], "told once"
-    engine.forecast(_forecast(NOW + 3, a=0.0), NOW + 3)
-    events = [t.event for second in range(3, 17) for t in transitions_of(engine.tick(NOW + second))]
+    assert engine.snapshot.candidates(MODEL)[0].facts.admission == pytest.approx(0.1 * 0.1)
+    assert engine.forecast(_forecast(NOW + 6, a=0.99), NOW + 6) == [], "told once"
+    engine.forecast(_forecast(NOW + 7, a=0.0), NOW + 7)
+    events = [t.event for second in range(7, 23) for t in transitions_of(engine.tick(NOW + second))]
     assert events == [Event.CALM], "not relieved by the quota: it must earn its traffic back"
-    assert engine.health_of("a").entered_at == NOW + 16
+    assert engine.health_of("a").entered_at == NOW + 22
 
 
 def test_f17_a_longer_retry_after_within_a_pause_is_honoured() -> None:
@@ -354,3 +364,27 @@ def test_f21_a_switch_to_what_does_not_serve_the_model_is_refused() -> None:
         engine.switch(MODEL, "other", NOW)
     with pytest.raises(UnknownModelError):
         engine.switch("none", "first", NOW)
+
+
+def test_a_forecast_moves_as_much_as_it_is_sure_of_and_no_more_than_the_policy_allows() -> None:
+    engine = engine_of("first", "second", now=NOW)
+
+    def say(risk: float, kept: float | None, now: float) -> float:
+        shares = {} if kept is None else {"first": kept}
+        engine.forecast(Forecasts(now, "hgb-7", 0.4, {"first": risk}, shares), now)
+        engine.tick(now)
+        return engine.snapshot.candidates(MODEL)[0].facts.admission
+
+    assert say(0.3, 0.9, NOW) == 1.0, "below the threshold nothing moves"
+    assert say(0.5, 0.7, NOW + 1) == 0.7
+    assert say(0.9, 0.0, NOW + 2) == engine.policy.failback.degraded_share
+    assert say(0.5, 0.6, NOW + 3) == 0.6
+    assert say(0.5, None, NOW + 4) == engine.policy.failback.degraded_share
+    observe(engine, "first", Outcome.RATE_LIMITED, NOW + 5)
+    assert say(0.5, 0.6, NOW + 5) <= engine.policy.failback.degraded_share, "it is no mere expectation any more"
+
+
+def test_a_share_that_is_none_is_ignored() -> None:
+    engine = engine_of("first", "second", now=NOW)
+    engine.forecast(Forecasts(NOW, "hgb-7", 0.4, {"first": 0.5}, {"first": float("nan")}), NOW)
+    assert engine.snapshot.candidates(MODEL)[0].facts.admission == engine.policy.failback.degraded_share
