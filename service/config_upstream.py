@@ -60,7 +60,9 @@ class Upstream(Section):
     http2: bool = False
     """Speak HTTP/2 to providers that offer it; only with the client `httpx` and the extra `http2`."""
     prewarm: Annotated[int, Field(ge=0, le=100)] = 1
-    """Connections that are kept ready to every provider, so that a failover does not wait for one; 0 keeps none."""
+    """Connections that are kept ready to every provider, so that a failover does not wait for one; 0 keeps none. Only
+    the client `aiohttp` can.
+    """
     max_connections: Annotated[int, Field(ge=1)] = 10_000
     """Most connections to all providers together; a request beyond them waits for one, within its own time limits."""
 

@@ -1,5 +1,6 @@
 """Reading and building the OpenAI wire format, as little of it as routing needs; everything else stays raw JSON."""
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -14,6 +15,11 @@ RawFields = Mapping[str, msgspec.Raw]
 _BODY = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _LIST = msgspec.json.Decoder(list[msgspec.Raw])
 _CHARACTERS_PER_TOKEN = 4
+_MAX_DEPTH = 128
+_MAX_PARTS = 200_000  # arrays and objects
+_STRING = re.compile(rb'"[^"]*"')
+_AS_ARRAYS = bytes.maketrans(b"{}", b"[]")
+_NEITHER_BRACKET_NOR_QUOTE = bytes(byte for byte in range(256) if byte not in b'[]{}"')
 
 
 class _Function(msgspec.Struct):
@@ -56,9 +62,34 @@ def body_fields(body: bytes, field: str = "body") -> dict[str, msgspec.Raw]:
         # A raw value is passed on as it came, so its text is checked here: a provider's complaint about broken UTF-8
         # would count against the provider.
         str(body, "utf-8")
+        if _too_deep(body):
+            expected = f"expected JSON nested at most {_MAX_DEPTH} deep, of at most {_MAX_PARTS} arrays and objects"
+            raise InvalidRequestError(Violation(field, expected))
         return _BODY.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidRequestError(Violation(field, f"expected a JSON object in UTF-8 ({error})")) from error
+
+
+def _too_deep(body: bytes) -> bool:
+    """Tell whether JSON is nested deeper than anybody needs, or has more parts: what is raw to us is parsed by
+    providers, recursively.
+
+    Strings are taken out, then brackets that enclose nothing, one layer at a time. Each step is linear, and the last
+    one bounded, so that no body can hold up the event loop. Text that is no JSON is for the decoder to refuse.
+    """
+    count = body.count(b"[") + body.count(b"{")
+    if count <= _MAX_DEPTH:
+        return False
+    unescaped = body.replace(b"\\\\", b"").replace(b'\\"', b"")
+    left = _STRING.sub(b"", unescaped.translate(_AS_ARRAYS, _NEITHER_BRACKET_NOR_QUOTE).replace(b'""', b""))
+    if len(left) > 2 * _MAX_PARTS:
+        return True
+    for _ in range(_MAX_DEPTH):
+        inner = left.replace(b"[]", b"")
+        if len(inner) == len(left):
+            return False
+        left = inner
+    return bool(left)
 
 
 def array_items(raw: msgspec.Raw | None, field: str) -> list[msgspec.Raw]:
@@ -97,12 +128,14 @@ def needs(operation: Operation, fields: RawFields, *, stream: bool) -> frozenset
     """Return what an endpoint must be able to do for this body."""
     if operation is Operation.EMBEDDINGS:
         return frozenset({Capability.EMBEDDINGS})
-    wanted = {Capability.CHAT}
+    chat = operation is Operation.CHAT
+    wanted = {Capability.CHAT if chat else Capability.RESPONSES}
     if stream:
         wanted.add(Capability.STREAMING)
     if "tools" in fields or "functions" in fields:
         wanted.add(Capability.TOOLS)
-    if b'"image_url"' in bytes(fields["messages"]):
+    shown = bytes(fields.get("messages" if chat else "input", b""))
+    if (b'"image_url"' if chat else b'"input_image"') in shown:
         wanted.add(Capability.VISION)
     return frozenset(wanted)
 

@@ -17,11 +17,13 @@ from service.errors import (
     UpstreamRejectedError,
     Violation,
 )
+from service.request_id import request_id
 
 log = logging.getLogger(__name__)
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 REQUEST_ID = "x-request-id"
+MAX_HEAD_BYTES = 32 * 1024
 request_id_key: web.RequestKey[str] = web.RequestKey("request_id", str)
 
 
@@ -53,6 +55,14 @@ def error_body(error: ServiceError) -> dict[str, Any]:
     return {"error": body}
 
 
+def check_head(request: web.Request) -> None:
+    """Raise HTTPRequestHeaderFieldsTooLarge for a request whose headers together pass the limit."""
+    size_bytes = sum([len(name) + len(value) for name, value in request.raw_headers])
+    if size_bytes > MAX_HEAD_BYTES:
+        expected = f"{size_bytes} bytes together, expected at most {MAX_HEAD_BYTES}"
+        raise web.HTTPRequestHeaderFieldsTooLarge(text=expected)
+
+
 def error_response(error: ServiceError) -> web.Response:
     """Return the response. A provider's refusal of the caller's request passes through with its own status and body."""
     if isinstance(error, UpstreamRejectedError):
@@ -68,6 +78,8 @@ def error_response(error: ServiceError) -> web.Response:
     if error.attempts or isinstance(error, NotRepeatedError):
         # The endpoints have been tried already, or may not be: a client's own retries would only multiply ours.
         headers["x-should-retry"] = "false"
+    if error.attempts:
+        headers["x-routecast-attempts"] = str(len(error.attempts))
     status = STATUS[type(error)].http
     return web.Response(
         status=status, body=msgspec.json.encode(error_body(error)), content_type="application/json", headers=headers
@@ -81,9 +93,10 @@ async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
         response = await handler(request)
     except ServiceError as error:
         response = error_response(error)
-    except web.HTTPRequestEntityTooLarge as error:
-        response = error_response(InvalidRequestError(Violation("body", error.text or "too large")))
-        response.set_status(413)
+    except (web.HTTPRequestEntityTooLarge, web.HTTPRequestHeaderFieldsTooLarge) as error:
+        part = "body" if error.status == 413 else "headers"
+        response = error_response(InvalidRequestError(Violation(part, error.text or "too large")))
+        response.set_status(error.status)
     except web.HTTPException as error:
         what = f"{request.method} {request.path}: {error.reason}"
         body = {"error": {"message": what, "type": "invalid_request_error", "param": None, "code": "unknown_path"}}
@@ -94,5 +107,6 @@ async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
         log.exception("unexpected error in %s %s", request.method, request.path)
         response = error_response(ServiceError("internal error; the service's log has the details"))
     if not response.prepared:
-        response.headers.setdefault(REQUEST_ID, request.get(request_id_key, ""))
+        identity = request.get(request_id_key) or request_id(request.headers.get(REQUEST_ID))
+        response.headers.setdefault(REQUEST_ID, identity)
     return response

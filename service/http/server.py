@@ -4,9 +4,10 @@ from collections.abc import Callable
 
 from aiohttp import web
 
-from service.http.errors import errors
+from service.http.errors import MAX_HEAD_BYTES, errors
 from service.http.openai import OpenAiRoutes
 
+_PARSED_BYTES = 2 * MAX_HEAD_BYTES  # so that most of what is too large gets an answer that says so
 _METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -22,7 +23,13 @@ class HttpServer:
         app.add_routes([*routes.table(), web.get("/healthz", self._healthz), web.get("/metrics", self._show_metrics)])
         # A caller who leaves cancels the handler, and with it the call to the provider.
         self._runner = web.AppRunner(
-            app, access_log=None, handler_cancellation=True, handle_signals=False, shutdown_timeout=drain_s
+            app,
+            access_log=None,
+            handler_cancellation=True,
+            handle_signals=False,
+            shutdown_timeout=drain_s,
+            max_line_size=_PARSED_BYTES,
+            max_field_size=_PARSED_BYTES,
         )
 
     async def start(self, address: str) -> int:

@@ -8,7 +8,7 @@ import asyncio
 import ssl
 from collections.abc import AsyncIterator
 from typing import Self
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import urlsplit
 
 import httpx
 from multidict import CIMultiDict
@@ -18,7 +18,6 @@ from service.providers.transport import (
     MAX_CONNECTIONS,
     ConnectFailed,
     ConnectionBroken,
-    Timeouts,
     UpstreamRequest,
     UpstreamResponse,
     cause_of,
@@ -74,13 +73,7 @@ class HttpxTransport:
         return UpstreamResponse(response.status_code, headers, _Payload(response), timeouts, due)
 
     async def prewarm(self, url: str, connections: int, connect_s: float) -> None:
-        """See `Transport.prewarm`. httpx cannot connect alone: this asks for the head of the host's root, unsigned."""
-        root = urljoin(url, "/")
-        timeouts = Timeouts(connect_s, 2 * connect_s, connect_s)
-        asking = [self.open(UpstreamRequest("HEAD", root, (), b"", timeouts)) for _ in range(connections)]
-        for response in await asyncio.gather(*asking, return_exceptions=True):
-            if isinstance(response, UpstreamResponse):
-                await response.finish(connect_s)
+        """Does nothing: httpx cannot connect without a request, and one that nobody made is not ours to send."""
 
     async def aclose(self) -> None:
         """See `Transport.aclose`."""

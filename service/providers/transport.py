@@ -195,7 +195,8 @@ class Transport(Protocol):
 
     async def prewarm(self, url: str, connections: int, connect_s: float) -> None:
         """See to it that at least `connections` idle ones to the host of `url` wait for requests, each made within
-        `connect_s`. Sends nothing that a provider would count. Failing is no error: the next request will tell.
+        `connect_s`. Sends nothing; a client that cannot do so does nothing. Failing is no error: the next request will
+        tell.
         """
         ...
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import ssl
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -19,15 +19,14 @@ PATIENT = Timeouts(DEADLINE_S, DEADLINE_S, DEADLINE_S)
 TLS = ssl.create_default_context()
 
 
-@pytest.fixture(params=[AiohttpTransport, HttpxTransport])
-async def transport(request: pytest.FixtureRequest) -> AsyncIterator[Transport]:
-    make: Callable[[ssl.SSLContext], AiohttpTransport | HttpxTransport] = request.param
-    async with make(TLS) as made:
+@pytest.fixture
+async def transport() -> AsyncIterator[Transport]:
+    async with AiohttpTransport(TLS) as made:
         yield made
 
 
 async def _hello(exchange: Exchange) -> None:
-    await exchange.respond(b"" if exchange.method == "HEAD" else b"hello")
+    await exchange.respond(b"hello")
 
 
 async def _ask(transport: Transport, url: str) -> bytes:
@@ -51,13 +50,12 @@ async def test_warm_connections_are_kept_not_multiplied(transport: Transport) ->
         assert server.connections == 2
 
 
-async def test_nothing_that_a_provider_would_count_is_sent() -> None:
-    async with WireServer(_hello) as server, AiohttpTransport(TLS) as transport:
+@pytest.mark.parametrize(("make", "connections"), [(AiohttpTransport, 1), (HttpxTransport, 0)])
+async def test_nothing_is_sent(make: type[AiohttpTransport] | type[HttpxTransport], connections: int) -> None:
+    """httpx cannot connect without a request, so it stays cold."""
+    async with WireServer(_hello) as server, make(TLS) as transport:
         await transport.prewarm(f"{server.url}/v1", 1, DEADLINE_S)
-        assert server.exchanges == []
-    async with WireServer(_hello) as server, HttpxTransport(TLS) as slow:
-        await slow.prewarm(f"{server.url}/v1", 1, DEADLINE_S)
-        assert [(e.method, e.target, e.header("authorization")) for e in server.exchanges] == [("HEAD", "/", [])]
+        assert (server.connections, server.exchanges) == (connections, [])
 
 
 async def test_a_host_that_refuses_is_no_error(transport: Transport) -> None:
