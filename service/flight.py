@@ -12,7 +12,7 @@ from collections.abc import AsyncGenerator
 from service.completion import Served
 from service.errors import ServiceError
 from service.providers.base import Chunk
-from service.serving import Event
+from service.recording import Item
 
 _ITEM_BYTES = 200  # of an item besides its JSON
 
@@ -32,7 +32,7 @@ class Flight:
         self.is_whole = True
         """Everything published is still held: callers may join."""
         self._max_bytes = max_bytes
-        self._held: deque[Served | Event] = deque()
+        self._held: deque[Item] = deque()
         self._held_bytes = 0
         self._gone = 0
         self._followers: set[_Follower] = set()
@@ -41,7 +41,7 @@ class Flight:
         self._news = asyncio.Event()
         self._progress = asyncio.Event()
 
-    async def publish(self, item: Served | Event) -> None:
+    async def publish(self, item: Item) -> None:
         """Hand an item to every follower; waits for the slowest once more than `max_bytes` are held."""
         self._held.append(item)
         self._held_bytes += _size_bytes(item)
@@ -60,7 +60,7 @@ class Flight:
         self._ended, self._error = True, error
         self._tell()
 
-    async def follow(self) -> AsyncGenerator[Served | Event, None]:
+    async def follow(self) -> AsyncGenerator[Item, None]:
         """Yield every item from the first on. Raises the ServiceError the flight ended with."""
         follower = _Follower()
         self._followers.add(follower)
@@ -92,7 +92,7 @@ class Flight:
             self._gone += 1
 
 
-def _size_bytes(item: Served | Event) -> int:
+def _size_bytes(item: Item) -> int:
     match item:
         case Served():
             return len(item.reply.body) + _ITEM_BYTES

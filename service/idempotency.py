@@ -42,7 +42,7 @@ from service.errors import (
 from service.flight import Flight
 from service.history import AttemptSink
 from service.providers.base import Operation
-from service.recording import Recording, RecordingError
+from service.recording import Item, Recording, RecordingError
 from service.serving import Event, Serving
 from service.store.errors import StoreError
 from service.store.results import Found, ResultKey, Results, State
@@ -50,6 +50,7 @@ from service.store.results import Found, ResultKey, Results, State
 log = logging.getLogger(__name__)
 
 _KEY = re.compile(r"[!-~]{1,255}")
+_LONG = 500  # items, beyond which encoding them would hold up the event loop
 _OF_THE_MOMENT = ("x-ratelimit-", "retry-after")
 _METHODS = {Operation.EMBEDDINGS: "embed"}
 _REUSED = "idempotency key {!r} was used for another request before"
@@ -123,7 +124,7 @@ class IdempotentServing:
                 if not isinstance(item, Served):
                     yield item
 
-    async def _answer(self, completion: Completion) -> AsyncGenerator[Served | Event, None]:
+    async def _answer(self, completion: Completion) -> AsyncGenerator[Item, None]:
         """Yield the answer to a request with a key, from wherever it comes."""
         started = self._clock.now()
         keyed, is_first = await self._board(completion)
@@ -168,9 +169,9 @@ class IdempotentServing:
                 error = None
             else:
                 self._leave(key, keyed)
-                for item in claim.kept.items():
+                for item in claim.kept.items:
                     await flight.publish(item)
-                error = claim.kept.error()
+                error = claim.kept.error
         except ServiceError as raised:
             error = raised
         except Exception:
@@ -205,7 +206,7 @@ class IdempotentServing:
             async with aclosing(self._execution(completion)) as items:
                 async for item in items:
                     if flight.is_whole:
-                        recording.add(item)
+                        recording.items.append(item)
                     if marked and isinstance(item, Served | Report):
                         await self._keep(key, recording if flight.is_whole else None)
                     await flight.publish(item)
@@ -213,11 +214,11 @@ class IdempotentServing:
             if marked and _may_be_repeated(completion, error):
                 await self._release(key)
             elif marked:
-                recording.fail(error)
+                recording.error = error
                 await self._keep(key, recording if flight.is_whole else None)
             raise
 
-    async def _execution(self, completion: Completion) -> AsyncGenerator[Served | Event, None]:
+    async def _execution(self, completion: Completion) -> AsyncGenerator[Item, None]:
         if completion.stream:
             async with aclosing(self._inner.stream(completion)) as items:
                 async for item in items:
@@ -226,7 +227,10 @@ class IdempotentServing:
             yield await self._inner.complete(completion)
 
     async def _keep(self, key: ResultKey, recording: Recording | None) -> None:
-        body = recording.encode() if recording is not None else None
+        body = None
+        if recording is not None:
+            is_long = len(recording.items) > _LONG
+            body = await asyncio.to_thread(recording.encode) if is_long else recording.encode()
         if body is not None and len(body) > self._limits.max_result_bytes:
             body = None
         try:
@@ -319,7 +323,7 @@ def _may_be_repeated(completion: Completion, error: ServiceError) -> bool:
     return completion.idempotent or not any(TRAITS[attempt.outcome].may_have_executed for attempt in error.attempts)
 
 
-def _as_replayed(item: Served | Event) -> Served | Event:
+def _as_replayed(item: Item) -> Item:
     match item:
         case Served():
             reply = replace(item.reply, headers=_lasting(item.reply.headers))

@@ -1,20 +1,32 @@
-"""What was answered under an idempotency key, as it is kept and given again: status and body, or a stream in chunks.
+"""What was answered under an idempotency key, as it is kept and given again: status and body, or a stream item by item.
 
-Rule of this file: a recording is read only by the version that wrote it or one that knows its fields; anything else is
-an error with a name, never half an answer.
+Rule of this file: a recording is read only by the version that wrote it or one that knows its items and their fields;
+anything else is an error with a name, never half an answer.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import get_args
 
 import msgspec
 
-from service.completion import Begun, Report, Served
-from service.errors import STATUS, AttemptReport, ServiceError
-from service.providers.base import Chunk
+from service.completion import Served
+from service.errors import (
+    AttemptReport,
+    AttemptsExhaustedError,
+    RateLimitedError,
+    RequestTimeoutError,
+    ServiceError,
+    StreamBrokenError,
+)
 from service.serving import Event
 
-_ERRORS = {kind.reason: kind for kind in STATUS}
+Item = Served | Event
+
+_KINDS = {kind.__name__: kind for kind in get_args(Item)}
+# How a request may end after a provider may have executed it.
+_ERRORS = {
+    kind.reason: kind for kind in (AttemptsExhaustedError, RateLimitedError, RequestTimeoutError, StreamBrokenError)
+}
 _ENCODER = msgspec.msgpack.Encoder(enc_hook=dict)  # headers may be read-only views
 
 
@@ -29,52 +41,36 @@ class _Failure:
     attempts: tuple[AttemptReport, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    items: list[tuple[str, msgspec.Raw]]
+    failure: _Failure | None
+
+
 @dataclass(slots=True)
 class Recording:
-    """An answer: `served` whole, or `begun`, `chunks` and `report` of a stream; a failed one ends with `failure`."""
+    """An answer: its items in their order, and the error it ended with, if it failed."""
 
-    served: Served | None = None
-    begun: Begun | None = None
-    chunks: list[Chunk] = field(default_factory=list)
-    report: Report | None = None
-    failure: _Failure | None = None
-
-    def add(self, item: Served | Event) -> None:
-        """Take the next item of an answer."""
-        match item:
-            case Served():
-                self.served = item
-            case Begun():
-                self.begun = item
-            case Chunk():
-                self.chunks.append(item)
-            case Report():
-                self.report = item
-
-    def fail(self, error: ServiceError) -> None:
-        """The answer ends with an error."""
-        self.failure = _Failure(error.reason, error.message, error.attempts)
-
-    def items(self) -> Sequence[Served | Event]:
-        """Return the items in their order."""
-        parts = (self.served, self.begun, *self.chunks, self.report)
-        return [part for part in parts if part is not None]
-
-    def error(self) -> ServiceError | None:
-        """Return the error at the end, if there was one. Waiting does not help, so it names no time to wait."""
-        if self.failure is None:
-            return None
-        kind = _ERRORS.get(self.failure.reason, ServiceError)
-        return kind(self.failure.message, attempts=self.failure.attempts)
+    items: list[Item] = field(default_factory=list)
+    error: ServiceError | None = None
 
     def encode(self) -> bytes:
-        """Return the recording as bytes."""
-        return _ENCODER.encode(self)
+        """Return the recording as bytes. Of an error it keeps what a caller is told, but no time to wait."""
+        items = [(type(item).__name__, msgspec.Raw(_ENCODER.encode(item))) for item in self.items]
+        error = self.error
+        return _ENCODER.encode(_Kept(items, _Failure(error.reason, error.message, error.attempts) if error else None))
 
     @classmethod
     def decode(cls, data: bytes) -> "Recording":
         """Return what was encoded. Raises RecordingError."""
         try:
-            return msgspec.msgpack.decode(data, type=cls)
-        except msgspec.DecodeError as error:
-            raise RecordingError(str(error)) from error
+            kept = msgspec.msgpack.decode(data, type=_Kept)
+            items = [msgspec.msgpack.decode(item, type=_KINDS[kind]) for kind, item in kept.items]
+        except (msgspec.DecodeError, KeyError) as error:
+            raise RecordingError(f"{type(error).__name__}: {error}") from error
+        return cls(items, _error(kept.failure) if kept.failure else None)
+
+
+def _error(failure: _Failure) -> ServiceError:
+    kind = _ERRORS.get(failure.reason, ServiceError)
+    return kind(failure.message, attempts=failure.attempts)

@@ -136,9 +136,11 @@ class Database:
             self._loop.call_soon_threadsafe(settle)
 
     def _open(self) -> sqlite3.Connection:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
+        # Conversations are nobody else's business. What SQLite puts beside its file has the file's permissions.
+        self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         if self._lock is None:
             self._lock = _locked(self._path.with_suffix(".lock"))
+        self._path.touch(mode=0o600)
         connection = sqlite3.connect(self._path, isolation_level=None)
         try:
             connection.execute("PRAGMA journal_mode = WAL")
@@ -152,7 +154,6 @@ class Database:
         except BaseException:
             connection.close()
             raise
-        self._path.chmod(0o600)  # conversations are nobody else's business
         self._connection = connection
         return connection
 
