@@ -4,12 +4,15 @@ much time an attempt may take.
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from math import exp
 
+from routing.counts import MIN_BASELINE, Counter
 from routing.filters import already_tried, out_of_service, rate_limited
 from routing.outcomes import TRAITS, Outcome
 from routing.pipeline import Considered, Decision
 from routing.policy import AttemptPolicy, BudgetPolicy
 from routing.snapshot import Candidate
+from routing.window import Window
 
 _LEAST_SPREAD_S = 0.1
 # A share that was halved once or twice says little: at 200 requests a second, one 429 in a thousand does that all the
@@ -57,6 +60,24 @@ def first_byte_timeout_s(
     left_s = max(0.0, budget.deadline - now)
     reserve_s = min(policy.reserve_s, left_s / 2) if others_left else 0.0
     return min(policy.ttft_timeout_s if streamed else policy.reply_timeout_s, left_s - reserve_s)
+
+
+def usual_tokens_per_s(window: Window, now: float) -> float | None:
+    """Return the pace of the endpoint's streams in its own normal time, None while that is not known."""
+    baseline = window.baseline(now)
+    return exp(-baseline.mean_log(Counter.PACE_N)) if baseline[Counter.PACE_N] >= MIN_BASELINE else None
+
+
+def crawl_floor_tokens_per_s(policy: AttemptPolicy, usual: float | None, *, can_move: bool) -> float:
+    """Return the pace below which a stream crawls, where `usual` is the endpoint's own.
+
+    A stream that cannot go on elsewhere is better slow than cut off, so only next to nothing is a crawl; and never what
+    is usual for a slow endpoint.
+    """
+    if usual is None:
+        return policy.crawl_tokens_per_s
+    relative = policy.crawl_ratio * usual
+    return relative if can_move else min(policy.crawl_tokens_per_s, relative)
 
 
 def recovering(candidates: Sequence[Candidate]) -> frozenset[str]:

@@ -167,6 +167,9 @@ class AttemptPolicy:
     may wait `ttft_timeout_s` for the first byte of a stream or `reply_timeout_s` for a whole reply, and
     `stall_timeout_s` between two bytes. While another endpoint is left, an attempt may not use the last `reserve_s`
     of the deadline: that time is the fallback's.
+
+    A stream crawls when it stays below `crawl_tokens_per_s`, or, where it could go on elsewhere, below `crawl_ratio` of
+    what is usual for the endpoint.
     """
 
     max_attempts: int = 3
@@ -176,9 +179,13 @@ class AttemptPolicy:
     reply_timeout_s: float = 120.0
     stall_timeout_s: float = 15.0
     reserve_s: float = 30.0
+    crawl_tokens_per_s: float = 1.0
+    crawl_ratio: float = 0.1
 
     def __post_init__(self) -> None:
         _check_counts(self, "max_attempts")
+        _check(0 <= self.crawl_tokens_per_s < inf, self, "crawl_tokens_per_s", "0 or more tokens per second")
+        _check(0 <= self.crawl_ratio < 1, self, "crawl_ratio", "a fraction in [0, 1)")
         _check_positive(self, "deadline_s", "connect_timeout_s", "ttft_timeout_s", "reply_timeout_s", "stall_timeout_s")
         _check(
             0 <= self.reserve_s < self.deadline_s,

@@ -126,7 +126,8 @@ class Window:
     ) -> float:
         """An attempt ended; return when it was sent (`now` for one that is not known).
 
-        A latency counts only with a success: a fast failure must not look fast. `ttft_s` is a stream's time to its
+        A latency counts only with a success: a fast failure must not look fast. One that was called off because another
+        answered sooner counts as well: its latency is at least that. `ttft_s` is a stream's time to its
         first byte, `reply_s` the time to a whole reply; give one of them. `generation_s` is from a stream's first byte
         to its end. Raises ValueError for a value that is not finite, and counts nothing then.
         """
@@ -147,6 +148,8 @@ class Window:
             if value_s is not None:
                 self._add_latency(self._reply if ttft_s is None else self._ttft, max(value_s, _SHORTEST_S), now)
             self._add_generation(output_tokens, generation_s)
+        elif outcome is Outcome.CANCELLED and value_s is not None:
+            self._add_latency(self._reply if ttft_s is None else self._ttft, max(value_s, _SHORTEST_S), now)
         return started
 
     def _add_latency(self, channel: Latency, value_s: float, now: float) -> None:

@@ -3,7 +3,7 @@
 The rule of this file: values alone. Whoever serves, records or replays a request speaks of it in these words.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -16,8 +16,14 @@ from service.providers.base import Operation, Reply
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """A request as both edges hand it in. `fields` is the JSON body by top-level field, each value as it was
-    written.
+    """A request as both edges hand it in.
+
+    Attributes:
+        fields: the JSON body by top-level field, each value as it was written.
+        idempotent: it may run twice.
+        may_hedge: its caller said so in so many words, and so agreed to pay for a hedge.
+        continues: its caller wants a stream of plain text that breaks to be continued elsewhere.
+        timeout_s: how long the caller waits at most; None for as long as it takes.
     """
 
     operation: Operation
@@ -33,6 +39,8 @@ class Completion:
     query: str = ""
     idempotency_key: str = ""
     truncation: Truncation | None = None
+    may_hedge: bool = False
+    continues: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +63,8 @@ class Report:
 
     @property
     def failed_over(self) -> bool:
-        """More than one endpoint was tried."""
-        return len(self.attempts) > 1
+        """More than one endpoint was tried, one after the other."""
+        return has_failed_over(self.attempts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,3 +87,17 @@ class Begun:
     headers: Mapping[str, str]
     dropped_messages: int = 0
     replayed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Continued:
+    """A stream broke off, and goes on from another endpoint, at that attempt: what follows continues the text."""
+
+    endpoint: Endpoint
+    number: int
+    decision_id: str
+
+
+def has_failed_over(attempts: Sequence[AttemptReport]) -> bool:
+    """Tell whether more than one endpoint was tried, one after the other: a hedge beside the first is no failover."""
+    return sum(not attempt.hedge for attempt in attempts) > 1

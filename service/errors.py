@@ -25,7 +25,7 @@ from routing.outcomes import Outcome
 
 @dataclass(frozen=True, slots=True)
 class AttemptReport:
-    """What one attempt came to, as callers see it. Times in seconds."""
+    """What one attempt came to, as callers see it. Times in seconds. A `hedge` was made beside another attempt."""
 
     number: int
     decision_id: str
@@ -36,6 +36,7 @@ class AttemptReport:
     http_status: int | None
     error: str
     latency_s: float
+    hedge: bool = False
 
 
 @dataclass(frozen=True, slots=True)

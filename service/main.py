@@ -107,7 +107,7 @@ async def running(config: Config, listeners: Iterable[Listener] = ()) -> AsyncIt
 
         state = await stack.enter_async_context(state_store(config, clock))
         sessions = SessionStore(config.sessions, clock, state.conversations)
-        completer = Completer(router, adapters, sessions, sink, policy.attempts, config.replica)
+        completer = Completer(router, adapters, sessions, sink, config.replica)
         history = config.data_dir / "history"
         ledger = Ledger(
             state.outbox,

@@ -7,7 +7,7 @@ history as records.
 import logging
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from random import Random
 from typing import Protocol
 
@@ -89,6 +89,10 @@ class Router:
     def _new_id(self) -> str:
         # Ids have to be distinct, not secret, and the kernel's randomness costs a system call each.
         return f"{self._rng.getrandbits(64):016x}"
+
+    def draw(self) -> float:
+        """Return a uniform number in [0, 1)."""
+        return self._rng.random()
 
     def decide(self, request: RouteRequest, request_id: str, number: int = 1) -> Decided:
         """Decide where an attempt goes. Raises NotFoundError for an unknown model."""
@@ -199,8 +203,3 @@ class Router:
                 case DomainChanged():
                     for listener in self._listeners:
                         listener.domain_changed(action)
-
-
-def without(request: RouteRequest, endpoint_id: str) -> RouteRequest:
-    """Return the request with one more endpoint excluded."""
-    return replace(request, excluded=request.excluded | {endpoint_id})

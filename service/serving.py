@@ -3,10 +3,10 @@
 from collections.abc import AsyncGenerator
 from typing import Protocol
 
-from service.completion import Begun, Completion, Report, Served
+from service.completion import Begun, Completion, Continued, Report, Served
 from service.providers.base import Chunk
 
-Event = Begun | Chunk | Report
+Event = Begun | Continued | Chunk | Report
 
 
 class Serving(Protocol):

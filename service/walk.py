@@ -1,5 +1,5 @@
-"""One request's walk over endpoints: decide, attempt, observe, and either answer, go on, wait, or give up with the right
-error.
+"""One request's walk over endpoints: decide, attempt, observe, and either answer, go on, wait, or give up with the
+right error.
 
 The walk owns what unary and streamed requests share: attempts made, deadline, budgets, books. It sends nothing itself.
 Should the discipline of attempts itself fail, the request goes on without it (F-20).

@@ -49,6 +49,7 @@ def error_body(error: ServiceError) -> dict[str, Any]:
                 "error": a.error,
                 "latency_ms": round(a.latency_s * 1e3, 3),
                 "decision_id": a.decision_id,
+                "hedge": a.hedge,
             }
             for a in error.attempts
         ]

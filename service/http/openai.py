@@ -10,11 +10,12 @@ from collections.abc import Mapping
 from contextlib import aclosing
 from typing import TypeVar
 
+import msgspec
 from aiohttp import web
 
 from routing.errors import RequestError, UnknownModelError
 from routing.model import Catalogue, Objective, RegionPolicy, RouteRequest
-from service.completion import Begun, Completion, Report
+from service.completion import Begun, Completion, Continued, Report
 from service.config import Truncation
 from service.errors import InvalidRequestError, NotFoundError, ServiceError, Violation
 from service.http.errors import REQUEST_ID, check_head, error_body, error_response, request_id_key
@@ -107,6 +108,8 @@ class OpenAiRoutes:
             query=request.rel_url.raw_query_string,
             idempotency_key=_idempotency_key(request),
             truncation=_one_of(request, "truncation", _TRUNCATIONS, default=""),
+            may_hedge=_one_of(request, "idempotent", _BOOLEANS, default="false"),
+            continues=_one_of(request, "continue", _BOOLEANS, default="false"),
         )
 
     async def _whole(self, completion: Completion) -> web.Response:
@@ -127,6 +130,8 @@ class OpenAiRoutes:
                         case Chunk():
                             if item.usage_requested:
                                 await response.write(writer.chunk(item))
+                        case Continued():
+                            await response.write(_continued_comment(item))
                         case Report():
                             await response.write(writer.ending)
         except ServiceError as error:
@@ -190,6 +195,14 @@ def _begun_headers(begun: Begun, request_id: str) -> dict[str, str]:
     if begun.replayed:
         headers[f"{_PREFIX}replayed"] = "true"
     return headers
+
+
+def _continued_comment(continued: Continued) -> bytes:
+    """Return a comment of the event stream, which clients pass over unless they look for it: the answer broke off, and
+    what follows continues it from elsewhere.
+    """
+    said = {"endpoint": continued.endpoint.id, "provider": continued.endpoint.provider, "attempt": continued.number}
+    return b": " + _PREFIX.encode() + b"continued " + msgspec.json.encode(said) + b"\n\n"
 
 
 def _report_headers(report: Report, request_id: str) -> dict[str, str]:

@@ -12,7 +12,7 @@ from routing.health import State
 from routing.model import Capability, Objective
 from routing.outcomes import Outcome
 from routing.pipeline import Considered
-from service.completion import Report
+from service.completion import Continued, Report
 from service.errors import AttemptReport
 from service.providers.base import Chunk
 
@@ -109,6 +109,7 @@ def attempts_to_proto(attempts: Iterable[AttemptReport]) -> list[routing_pb2.Att
             error=attempt.error,
             latency=duration(attempt.latency_s),
             decision_id=attempt.decision_id,
+            hedge=attempt.hedge,
         )
         for attempt in attempts
     ]
@@ -131,6 +132,16 @@ def report_to_proto(report: Report) -> routing_pb2.RoutingReport:
         finish_time=timestamp(report.time),
         dropped_messages=report.dropped_messages,
         replayed=report.replayed,
+    )
+
+
+def continued_to_proto(continued: Continued) -> router_pb2.StreamContinued:
+    """Return the mark of where a stream goes on elsewhere."""
+    return router_pb2.StreamContinued(
+        endpoint_id=continued.endpoint.id,
+        provider=continued.endpoint.provider,
+        attempt_number=continued.number,
+        decision_id=continued.decision_id,
     )
 
 

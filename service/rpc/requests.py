@@ -203,4 +203,6 @@ def _completion(
         session_id=options.session_id,
         idempotency_key=idempotency_key,
         truncation=_TRUNCATIONS[options.truncation],
+        may_hedge=options.idempotent,
+        continues=options.continue_stream,
     )

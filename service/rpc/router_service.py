@@ -11,17 +11,17 @@ from routing.actions import Finished
 from routing.errors import UnknownEndpointError
 from routing.model import Endpoint
 from routing.scorers import WEIGHTS
-from service.completion import Begun, Report
+from service.completion import Begun, Continued, Report
 from service.errors import InvalidRequestError, NotFoundError, ServiceError, Violation
 from service.explain import summary
 from service.history import AttemptSink, attempt_record
 from service.providers.base import Chunk
+from service.refusals import refusal
 from service.request_id import request_id
 from service.router import Decided, Router
 from service.rpc import convert, requests
 from service.rpc.status import abort
 from service.serving import Serving
-from service.walk import refusal
 
 _ADVICE_S = 5.0
 _PAGE, _MAX_PAGE = 100, 1000
@@ -113,6 +113,8 @@ class RouterService(router_pb2_grpc.RouterServiceServicer):
                             await context.send_initial_metadata((("x-routecast-endpoint", item.endpoint.id),))
                         case Chunk():
                             yield router_pb2.StreamCompleteResponse(chunk=convert.chunk_to_proto(item))
+                        case Continued():
+                            yield router_pb2.StreamCompleteResponse(continued=convert.continued_to_proto(item))
                         case Report():
                             yield router_pb2.StreamCompleteResponse(report=convert.report_to_proto(item))
         except ServiceError as error:

@@ -74,7 +74,7 @@ async def parts(tmp_path: Path) -> AsyncIterator[Parts]:
         adapters = {p.name: OpenAICompatible(p.base_url, transport) for p in config.providers}
         async with state_store(config, clock) as state:
             sessions = SessionStore(config.sessions, clock, state.conversations)
-            completer = Completer(router, adapters, sessions, lambda _: None, policy.attempts, "test")
+            completer = Completer(router, adapters, sessions, lambda _: None, "test")
             yield Parts(fleet, clock, router, completer)
 
 
@@ -116,7 +116,7 @@ async def test_f01_requests_that_hang_past_their_threshold_move_the_model_to_the
     await until(both_wait)
     parts.clock.leap(5)
     parts.router.tick()
-    assert parts.router.engine.health_of(f"aurora:{GPT4}").state is State.DEGRADED
+    assert parts.router.engine.health_of(f"aurora:{GPT4}").state is State.EJECTED
     assert (await parts.served_by()).endpoint.provider == "borealis"
     for task in hanging:
         task.cancel()

@@ -270,27 +270,64 @@ class StreamCompleteResponse(_message.Message):
 
     CHUNK_FIELD_NUMBER: _builtins.int
     REPORT_FIELD_NUMBER: _builtins.int
+    CONTINUED_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def chunk(self) -> _chat_pb2.ChatChunk: ...
     @_builtins.property
     def report(self) -> _routing_pb2.RoutingReport:
         """Last message of a stream that ended well."""
 
+    @_builtins.property
+    def continued(self) -> Global___StreamContinued:
+        """The stream broke off and goes on from another endpoint: the next chunks continue the text."""
+
     def __init__(
         self,
         *,
         chunk: _chat_pb2.ChatChunk | None = ...,
         report: _routing_pb2.RoutingReport | None = ...,
+        continued: Global___StreamContinued | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "event", b"event", "report", b"report"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "continued", b"continued", "event", b"event", "report", b"report"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "event", b"event", "report", b"report"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "continued", b"continued", "event", b"event", "report", b"report"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["chunk", "report"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["chunk", "report", "continued"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
 Global___StreamCompleteResponse: _TypeAlias = StreamCompleteResponse  # noqa: Y015
+
+@_typing.final
+class StreamContinued(_message.Message):
+    """Where a stream goes on that broke off, for callers who asked for `continue_stream`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENDPOINT_ID_FIELD_NUMBER: _builtins.int
+    PROVIDER_FIELD_NUMBER: _builtins.int
+    ATTEMPT_NUMBER_FIELD_NUMBER: _builtins.int
+    DECISION_ID_FIELD_NUMBER: _builtins.int
+    endpoint_id: _builtins.str
+    provider: _builtins.str
+    attempt_number: _builtins.int
+    """Of the attempt that goes on."""
+    decision_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        endpoint_id: _builtins.str = ...,
+        provider: _builtins.str = ...,
+        attempt_number: _builtins.int = ...,
+        decision_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_number", b"attempt_number", "decision_id", b"decision_id", "endpoint_id", b"endpoint_id", "provider", b"provider"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StreamContinued: _TypeAlias = StreamContinued  # noqa: Y015
 
 @_typing.final
 class EmbedRequest(_message.Message):

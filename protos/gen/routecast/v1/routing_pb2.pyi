@@ -222,6 +222,7 @@ class RoutingOptions(_message.Message):
     REGION_POLICY_FIELD_NUMBER: _builtins.int
     MAX_COST_USD_FIELD_NUMBER: _builtins.int
     TRUNCATION_FIELD_NUMBER: _builtins.int
+    CONTINUE_STREAM_FIELD_NUMBER: _builtins.int
     objective: Global___Objective.ValueType
     preferred_provider: _builtins.str
     """Tried first while it is healthy."""
@@ -230,7 +231,10 @@ class RoutingOptions(_message.Message):
     agent: _builtins.str
     """The caller group, for records and, later, its own failover configuration."""
     idempotent: _builtins.bool
-    """False: never send it twice once a provider may have processed it. Unset means true."""
+    """False: never send it twice once a provider may have processed it. Unset means that it may be sent again after a
+    failure. True: it may also be hedged, that is sent to a second endpoint while a slow one still has it, at the price
+    of both; see the policy's `hedge`.
+    """
     region: _builtins.str
     """Where it wants to be served; what that means says `region_policy`."""
     region_policy: Global___RegionPolicy.ValueType
@@ -238,6 +242,10 @@ class RoutingOptions(_message.Message):
     """The most that one attempt may cost, by the estimated input and the allowed output."""
     truncation: Global___Truncation.ValueType
     """What happens to a conversation that exceeds the context window of the endpoint that is to serve it."""
+    continue_stream: _builtins.bool
+    """A stream of plain text that breaks in the middle goes on from another endpoint, which gets the conversation and what
+    has been said. Ignored for requests with tools, several choices, a response format or log probabilities.
+    """
     def __init__(
         self,
         *,
@@ -250,10 +258,11 @@ class RoutingOptions(_message.Message):
         region_policy: Global___RegionPolicy.ValueType = ...,
         max_cost_usd: _builtins.float | None = ...,
         truncation: Global___Truncation.ValueType = ...,
+        continue_stream: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_idempotent", b"_idempotent", "_max_cost_usd", b"_max_cost_usd", "idempotent", b"idempotent", "max_cost_usd", b"max_cost_usd"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_idempotent", b"_idempotent", "_max_cost_usd", b"_max_cost_usd", "agent", b"agent", "idempotent", b"idempotent", "max_cost_usd", b"max_cost_usd", "objective", b"objective", "preferred_provider", b"preferred_provider", "region", b"region", "region_policy", b"region_policy", "session_id", b"session_id", "truncation", b"truncation"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_idempotent", b"_idempotent", "_max_cost_usd", b"_max_cost_usd", "agent", b"agent", "continue_stream", b"continue_stream", "idempotent", b"idempotent", "max_cost_usd", b"max_cost_usd", "objective", b"objective", "preferred_provider", b"preferred_provider", "region", b"region", "region_policy", b"region_policy", "session_id", b"session_id", "truncation", b"truncation"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__idempotent: _TypeAlias = _typing.Literal["idempotent"]  # noqa: Y015
     _WhichOneofArgType__idempotent: _TypeAlias = _typing.Literal["_idempotent", b"_idempotent"]  # noqa: Y015
@@ -372,6 +381,7 @@ class Attempt(_message.Message):
     ERROR_FIELD_NUMBER: _builtins.int
     LATENCY_FIELD_NUMBER: _builtins.int
     DECISION_ID_FIELD_NUMBER: _builtins.int
+    HEDGE_FIELD_NUMBER: _builtins.int
     number: _builtins.int
     endpoint_id: _builtins.str
     provider: _builtins.str
@@ -382,6 +392,8 @@ class Attempt(_message.Message):
     error: _builtins.str
     """What went wrong; empty on success."""
     decision_id: _builtins.str
+    hedge: _builtins.bool
+    """Made beside another attempt that was slow; the first to answer served the request, the other was cancelled."""
     @_builtins.property
     def latency(self) -> _duration_pb2.Duration: ...
     def __init__(
@@ -396,10 +408,11 @@ class Attempt(_message.Message):
         error: _builtins.str = ...,
         latency: _duration_pb2.Duration | None = ...,
         decision_id: _builtins.str = ...,
+        hedge: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["latency", b"latency"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["decision_id", b"decision_id", "endpoint_id", b"endpoint_id", "error", b"error", "http_status", b"http_status", "latency", b"latency", "number", b"number", "outcome", b"outcome", "provider", b"provider", "region", b"region"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decision_id", b"decision_id", "endpoint_id", b"endpoint_id", "error", b"error", "hedge", b"hedge", "http_status", b"http_status", "latency", b"latency", "number", b"number", "outcome", b"outcome", "provider", b"provider", "region", b"region"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -432,7 +445,7 @@ class RoutingReport(_message.Message):
     region: _builtins.str
     provider_model: _builtins.str
     failed_over: _builtins.bool
-    """More than one endpoint was tried."""
+    """More than one endpoint was tried, one after the other; a hedge beside the first is no failover."""
     input_usd_per_mtok: _builtins.float
     """Price applied, USD per million tokens."""
     output_usd_per_mtok: _builtins.float
