@@ -36,11 +36,11 @@ class ReflexPolicy:
     `detector.py`); at once when it cannot be reached and has served nothing for `silence_s`. It is degraded when its
     latency is `latency_ratio` times its own baseline, or its seconds per output token `pace_ratio` times, and
     `latency_z` standard errors above it over at least `min_latency_samples`. It is degraded, too, when attempts are
-    overdue: `min_hanging` of them and `overdue_share` of those that came in the same time. A first byte is overdue
-    after `hang_ratio` times its 95th percentile, the end of a stream after `pace_ratio` times its own (never before
-    `hang_floor_s`). After `lost_ratio` times that wait for a first byte an attempt counts as a failure. Poor answers
-    eject by the same evidence as failures, each kind against its own normal. An ejection lasts `ejection_s`, doubled
-    with each relapse up to `max_ejection_s`; `forgive_s` without one takes a doubling back.
+    overdue, `overdue_share` of those that came in the same time: `min_hanging` of them that have waited for a first
+    byte for `hang_ratio` times its 95th percentile, or `min_latency_samples` streams that have run for `pace_ratio`
+    times theirs (never less than `hang_floor_s`). After `lost_ratio` times such a wait an attempt counts as a failure.
+    Poor answers eject by the same evidence as failures, each kind against its own normal. An ejection lasts
+    `ejection_s`, doubled with each relapse up to `max_ejection_s`; `forgive_s` without one takes a doubling back.
     """
 
     failing_rate: float = 0.3

@@ -148,14 +148,15 @@ def lost(window: Window, policy: ReflexPolicy, now: float) -> list[float]:
 
 
 def _hanging(window: Window, policy: ReflexPolicy, now: float, since: float) -> Cause | None:
-    for streamed in (True, False):
+    for streamed, served in ((True, Counter.TTFT_N), (False, Counter.REPLY_N)):
         waiting = window.waiting(streamed=streamed)
         if now - next(iter(waiting), now) > policy.hang_floor_s:
             limit_s = hang_limit_s(window, policy, now, streamed=streamed)
-            served = Counter.TTFT_N if streamed else Counter.REPLY_N
-            cause = _overdue("waiting_s", waiting, limit_s, window, served, policy, now, since)
-            if cause is not None:
-                return cause
+            if limit_s is not None:
+                within = window.sums(now, min(SECONDS, ceil(limit_s)))[served]
+                oldest = _overdue(waiting, now - limit_s, since, _needed(policy.min_hanging, within, policy))
+                if oldest is not None:
+                    return Cause("waiting_s", now - oldest, limit_s)
     return None
 
 
@@ -164,37 +165,35 @@ def _crawling(window: Window, policy: ReflexPolicy, now: float, since: float) ->
     if now - next(iter(streams), now) <= policy.hang_floor_s:
         return None
     limit_s = crawl_limit_s(window, policy, now)
-    return _overdue("streaming_s", streams, limit_s, window, Counter.TTFT_N, policy, now, since)
-
-
-def _overdue(
-    metric: str,
-    begun: Iterable[float],
-    limit_s: float | None,
-    window: Window,
-    served: Counter,
-    policy: ReflexPolicy,
-    now: float,
-    since: float,
-) -> Cause | None:
-    """Return the cause when too many of what began at the times `begun`, oldest first and not before `since`, runs
-    longer than `limit_s`.
-
-    Too many is a share of those that came in the same time, which is that of the ones served within the limit and of
-    these: a busy endpoint always has some that take unusually long.
-    """
-    if limit_s is None or now - next(iter(begun)) <= limit_s:
+    if limit_s is None:
         return None
-    within = window.sums(now, min(SECONDS, ceil(limit_s)))[served]
-    needed = max(policy.min_hanging, policy.overdue_share / (1 - policy.overdue_share) * within)
-    count, oldest = 0, now
+    within = window.sums(now, min(SECONDS, ceil(limit_s)))[Counter.TTFT_N]
+    # Lengths of answers have a heavier tail than waits, and a few long ones in a row are usual: it takes as many as for
+    # the pace of those that end.
+    oldest = _overdue(streams, now - limit_s, since, _needed(policy.min_latency_samples, within, policy))
+    return None if oldest is None else Cause("streaming_s", now - oldest, limit_s)
+
+
+def _needed(least: int, within: float, policy: ReflexPolicy) -> float:
+    """Return how many must be overdue where `within` were served in time: `least` of them and their share of all that
+    came, since a busy endpoint always has some that take unusually long.
+    """
+    return max(least, policy.overdue_share / (1 - policy.overdue_share) * within)
+
+
+def _overdue(begun: Iterable[float], due: float, since: float, needed: float) -> float | None:
+    """Return when the oldest of what is overdue began, if `needed` are: begun before `due`, and at `since` or later.
+
+    `begun` are times, oldest first.
+    """
+    count, oldest = 0, due
     for time in begun:
-        if now - time <= limit_s:
+        if time >= due:
             return None
         if time >= since:
             count, oldest = count + 1, min(oldest, time)
             if count >= needed:
-                return Cause(metric, now - oldest, limit_s)
+                return oldest
     return None
 
 

