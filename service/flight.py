@@ -7,7 +7,8 @@ who then sets the pace, and nobody can join it any more.
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import contextmanager
 
 from service.completion import Served
 from service.errors import ServiceError
@@ -17,7 +18,9 @@ from service.recording import Item
 _ITEM_BYTES = 200  # of an item besides its JSON
 
 
-class _Follower:
+class Follower:
+    """Somebody who reads a flight, and how far."""
+
     __slots__ = ("position",)
 
     def __init__(self) -> None:
@@ -33,9 +36,9 @@ class Flight:
         """Everything published is still held: callers may join."""
         self._max_bytes = max_bytes
         self._held: deque[Item] = deque()
-        self._held_bytes = 0
+        self.held_bytes = 0
         self._gone = 0
-        self._followers: set[_Follower] = set()
+        self._followers: set[Follower] = set()
         self._ended = False
         self._error: ServiceError | None = None
         self._news = asyncio.Event()
@@ -44,13 +47,13 @@ class Flight:
     async def publish(self, item: Item) -> None:
         """Hand an item to every follower; waits for the slowest once more than `max_bytes` are held."""
         self._held.append(item)
-        self._held_bytes += _size_bytes(item)
-        if self._held_bytes > self._max_bytes:
+        self.held_bytes += _size_bytes(item)
+        if self.held_bytes > self._max_bytes:
             self.is_whole = False
         self._tell()
         if not self.is_whole:
             self._trim()
-            while self._held_bytes > self._max_bytes:
+            while self.held_bytes > self._max_bytes:
                 self._progress.clear()
                 await self._progress.wait()
                 self._trim()
@@ -60,25 +63,30 @@ class Flight:
         self._ended, self._error = True, error
         self._tell()
 
-    async def follow(self) -> AsyncGenerator[Item, None]:
-        """Yield every item from the first on. Raises the ServiceError the flight ended with."""
-        follower = _Follower()
+    @contextmanager
+    def following(self) -> Iterator[Follower]:
+        """Register a follower for the length of the block: from here on, nothing is let go before it has had it."""
+        follower = Follower()
         self._followers.add(follower)
         try:
-            while True:
-                while follower.position < self._gone + len(self._held):
-                    item = self._held[follower.position - self._gone]
-                    follower.position += 1
-                    self._progress.set()
-                    yield item
-                if self._ended:
-                    if self._error is not None:
-                        raise self._error
-                    return
-                await self._news.wait()
+            yield follower
         finally:
             self._followers.discard(follower)
             self._progress.set()
+
+    async def items(self, follower: Follower) -> AsyncGenerator[Item, None]:
+        """Yield every item from the first on. Raises the ServiceError the flight ended with."""
+        while True:
+            while follower.position < self._gone + len(self._held):
+                item = self._held[follower.position - self._gone]
+                follower.position += 1
+                self._progress.set()
+                yield item
+            if self._ended:
+                if self._error is not None:
+                    raise self._error
+                return
+            await self._news.wait()
 
     def _tell(self) -> None:
         news, self._news = self._news, asyncio.Event()
@@ -88,7 +96,7 @@ class Flight:
         """Let go of what every follower has had."""
         needed = min((f.position for f in self._followers), default=self._gone + len(self._held))
         while self._gone < needed:
-            self._held_bytes -= _size_bytes(self._held.popleft())
+            self.held_bytes -= _size_bytes(self._held.popleft())
             self._gone += 1
 
 

@@ -99,11 +99,9 @@ class IdempotentServing:
         """See `Serving.complete`."""
         if not completion.idempotency_key:
             return await self._inner.complete(completion)
-        async with aclosing(self._answer(completion)) as items:
-            async for item in items:
-                if isinstance(item, Served):
-                    return item
-        raise AssertionError("unreachable: a flight ends with an answer or an error")
+        items = [item async for item in self._answer(completion)]
+        (served,) = [item for item in items if isinstance(item, Served)]
+        return served
 
     def stream(self, completion: Completion) -> AsyncGenerator[Event, None]:
         """See `Serving.stream`."""
@@ -126,14 +124,14 @@ class IdempotentServing:
 
     async def _answer(self, completion: Completion) -> AsyncGenerator[Item, None]:
         """Yield the answer to a request with a key, from wherever it comes."""
-        started = self._clock.now()
+        started, status, replayed = self._clock.now(), "CANCELLED", False
         keyed, is_first = await self._board(completion)
-        replayed = not (await asyncio.shield(keyed.executes) and is_first)
-        status = "CANCELLED"
         try:
-            async with aclosing(keyed.flight.follow()) as items:
-                async for item in items:
-                    yield _as_replayed(item) if replayed else item
+            with keyed.flight.following() as follower:
+                replayed = not (await asyncio.shield(keyed.executes) and is_first)
+                async with aclosing(keyed.flight.items(follower)) as items:
+                    async for item in items:
+                        yield _as_replayed(item) if replayed else item
             status = "ok"
         except ServiceError as error:
             status = error.reason

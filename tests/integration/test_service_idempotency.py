@@ -13,7 +13,7 @@ import aiohttp
 import grpc
 import pytest
 from google.rpc.error_details_pb2 import BadRequest, ErrorInfo
-from routecast.v1 import chat_pb2, router_pb2
+from routecast.v1 import chat_pb2, router_pb2, routing_pb2
 
 from sim.faults import FaultKind
 from sim.provider_server import Fault, ProviderFleet
@@ -44,7 +44,8 @@ def _calls(providers: ProviderFleet) -> int:
 
 def _request(text: str, key: str, **options: Any) -> router_pb2.CompleteRequest:
     chat = chat_pb2.ChatRequest(model=GPT4, messages=[user(text)])
-    return router_pb2.CompleteRequest(chat=chat, routing=options, idempotency_key=key)
+    routing = routing_pb2.RoutingOptions(**options)
+    return router_pb2.CompleteRequest(chat=chat, routing=routing, idempotency_key=key)
 
 
 def _stream(text: str, key: str) -> router_pb2.StreamCompleteRequest:

@@ -1,4 +1,4 @@
-"""Sessions outlive the process (F-05), fit into the window of whoever serves them (F-14), and are sealed on the disk."""
+"""Sessions outlive the process (F-05), fit the window of whoever serves them (F-14), and are sealed on the disk."""
 
 import asyncio
 import base64
@@ -31,7 +31,7 @@ from tests.service_under_test import (
 )
 
 SECRET = "the treasure lies under the third oak"
-DROP = {"truncation": routing_pb2.TRUNCATION_DROP_OLDEST}
+DROP: dict[str, Any] = {"truncation": routing_pb2.TRUNCATION_DROP_OLDEST}
 
 
 def _sent(providers: ProviderFleet, name: str) -> list[Any]:

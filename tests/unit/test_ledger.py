@@ -1,0 +1,197 @@
+"""The usage ledger (C-05): an entry for each served request, once, whatever dies or refuses on the way."""
+
+import asyncio
+import shutil
+from collections.abc import AsyncGenerator, AsyncIterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from analytics.records import UsageRecord
+from analytics.segments import SegmentWriter
+from analytics.store import connect
+from routing.model import Endpoint, RouteRequest
+from routing.outcomes import Outcome
+from service.completion import Begun, Completion, Report, Served
+from service.errors import AttemptReport, StreamBrokenError
+from service.ledger import Ledger, LedgeredServing
+from service.providers.base import Chunk, Operation, Reply
+from service.serving import Event
+from service.store import outbox
+from service.store.database import Database
+from service.store.outbox import Outbox
+
+ENDPOINT = Endpoint("p:m", "p", "r", "z", "m", "pm", 0, frozenset(), None, 2.0, 3.0)
+ATTEMPTS = tuple(AttemptReport(n, "d", "p:m", "p", "r", Outcome.OK, 200, "", 0.5) for n in (1, 2))
+
+
+@dataclass
+class Home:
+    """A data directory that outlives the processes over it."""
+
+    directory: Path
+    lives: int = 0
+    databases: list[Database] = field(default_factory=list)
+
+    @property
+    def history(self) -> Path:
+        return self.directory / "history"
+
+    async def open(self) -> tuple[Database, Ledger, SegmentWriter]:
+        self.lives += 1
+        database = Database(self.directory / "state" / "r.sqlite", outbox.SCHEMA)
+        await database.start()
+        self.databases.append(database)
+        segments = SegmentWriter(self.history, "r-usage", epoch=self.lives)
+        return database, Ledger(Outbox(database), self.history, segments, ship_every_s=0.001), segments
+
+    def entries(self) -> list[tuple[Any, ...]]:
+        with connect(self.history) as connection:
+            return connection.execute("SELECT entry_id, count(*) FROM usage GROUP BY ALL ORDER BY ALL").fetchall()
+
+
+@pytest.fixture
+async def home(tmp_path: Path) -> AsyncIterator[Home]:
+    home = Home(tmp_path)
+    yield home
+    for database in home.databases:
+        await database.aclose()
+
+
+def _entry(entry_id: str, time: float = 1_750_000_000.25) -> UsageRecord:
+    return UsageRecord(
+        replica="r", time=time, entry_id=entry_id, request_id="q", edge="grpc", operation="chat", model="m", agent="",
+        tenant="t", session_id="", endpoint="p:m", provider="p", region="r", attempts=2, input_tokens=5,
+        output_tokens=None, input_usd_per_mtok=2.0, output_usd_per_mtok=3.0, cost_usd=0.25,
+    )  # fmt: skip
+
+
+async def _until_shipped(home: Home, count: int) -> None:
+    async with asyncio.timeout(20):
+        while sum(n for _, n in await asyncio.to_thread(home.entries)) < count:  # noqa: ASYNC110  # files set no event
+            await asyncio.sleep(0.005)
+
+
+async def test_c05_entries_reach_the_history_while_the_service_runs(home: Home) -> None:
+    _, ledger, _ = await home.open()
+    async with ledger.running():
+        for n in range(3):
+            ledger.put(_entry(str(n)))
+        await _until_shipped(home, 3)
+        assert home.entries() == [("0", 1), ("1", 1), ("2", 1)]
+
+
+async def test_c05_the_last_entries_are_in_the_history_when_the_service_has_stopped(home: Home) -> None:
+    _, ledger, _ = await home.open()
+    async with ledger.running():
+        ledger.put(_entry("last"))
+    assert home.entries() == [("last", 1)]
+
+
+@pytest.mark.parametrize("died", ["before it was written", "after it was written", "before anything"])
+async def test_c05_a_death_on_the_way_loses_and_doubles_nothing(home: Home, died: str) -> None:
+    """A shipment is written down, then written as a segment, then removed; death may come between any two of them."""
+    database, ledger, segments = await home.open()
+    for n in range(3):
+        ledger.put(_entry(str(n)))
+    await ledger.settle()
+    if died != "before anything":
+        shipment = await Outbox(database).pack(2)
+        assert shipment is not None
+        if died == "after it was written":
+            await asyncio.to_thread(segments.write, "usage", [_entry("0"), _entry("1")])
+    segments.close()
+    await database.aclose()
+    _, ledger, _ = await home.open()
+    async with ledger.running():
+        ledger.put(_entry("of the next life"))
+    assert home.entries() == [("0", 1), ("1", 1), ("2", 1), ("of the next life", 1)]
+
+
+async def test_c05_entries_wait_while_the_disk_refuses(home: Home) -> None:
+    database, ledger, _ = await home.open()
+    async with ledger.running():
+        await database.run(lambda c: c.execute("PRAGMA max_page_count = 1").fetchall())  # SQLite's way to be full
+        ledger.put(replace(_entry("patient"), agent="x" * 200_000))
+        await ledger.settle()
+        assert home.entries() == []
+        await database.run(lambda c: c.execute("PRAGMA max_page_count = 100000").fetchall())
+        ledger.put(_entry("next"))
+        await _until_shipped(home, 2)
+    assert home.entries() == [("next", 1), ("patient", 1)]
+
+
+async def test_c05_a_history_that_cannot_be_written_holds_the_outbox(home: Home) -> None:
+    database, ledger, _ = await home.open()
+    await asyncio.to_thread(shutil.rmtree, home.history)
+    await asyncio.to_thread(home.history.write_text, "a file is in the way")
+    async with ledger.running():
+        ledger.put(_entry("held"))
+    shipment = await Outbox(database).pack(100)
+    assert shipment is not None
+    assert len(shipment.bodies) == 1
+
+
+@dataclass
+class Inner:
+    """Serves whatever is asked; a stream may break."""
+
+    breaks: bool = False
+    report: Report = field(
+        default_factory=lambda: Report("q", ENDPOINT, ATTEMPTS, 5, 2**70, 0.25, "s", 1_750_000_000.25)
+    )
+
+    async def complete(self, completion: Completion) -> Served:  # noqa: ARG002  # the protocol's signature
+        return Served(Reply(200, b"{}", {}, 5, 7), self.report)
+
+    async def stream(self, completion: Completion) -> AsyncGenerator[Event, None]:  # noqa: ARG002  # the same
+        yield Begun(ENDPOINT, 1, "d", {})
+        yield Chunk(b"{}")
+        if self.breaks:
+            raise StreamBrokenError("broke")
+        yield self.report
+
+
+def _completion(**others: Any) -> Completion:
+    route = RouteRequest("m", tenant="t", agent="caf\udce9")
+    return Completion(Operation.CHAT, {}, route, "q", "http", **others)
+
+
+async def test_c05_an_entry_has_what_was_asked_served_and_charged(home: Home) -> None:
+    """A text that is no UTF-8 and a count beyond all bounds are not allowed to hold up the ledger."""
+    _, ledger, _ = await home.open()
+    serving = LedgeredServing(Inner(), ledger, "r", wait=False)
+    async with ledger.running():
+        await serving.complete(_completion())
+        events = [event async for event in serving.stream(_completion(stream=True))]
+        assert isinstance(events[-1], Report), "the report stays the last"
+    with connect(home.history) as connection:
+        rows = connection.execute("SELECT * EXCLUDE (entry_id, time) FROM usage").fetchall()
+        assert len(connection.execute("SELECT DISTINCT entry_id FROM usage").fetchall()) == 2
+    row = ("r", "q", "http", "chat", "m", "caf?", "t", "s", "p:m", "p", "r", 2, 5, None, 2.0, 3.0, 0.25)
+    assert rows == [row, row]
+
+
+async def test_c05_what_was_not_served_is_not_entered(home: Home) -> None:
+    _, ledger, _ = await home.open()
+    serving = LedgeredServing(Inner(breaks=True), ledger, "r", wait=True)
+    async with ledger.running():
+        with pytest.raises(StreamBrokenError):
+            [event async for event in serving.stream(_completion(stream=True))]
+        left = serving.stream(_completion(stream=True))
+        await anext(left)
+        await left.aclose()
+    assert home.entries() == []
+
+
+@pytest.mark.parametrize(("wait", "key", "durable"), [(True, "", True), (False, "k", True), (False, "", False)])
+async def test_c05_an_acknowledged_entry_is_durable(home: Home, *, wait: bool, key: str, durable: bool) -> None:
+    """Nothing carries entries on here: what is in the outbox was put there before the answer."""
+    database, ledger, segments = await home.open()
+    serving = LedgeredServing(Inner(), ledger, "r", wait=wait)
+    await asyncio.gather(*(serving.complete(_completion(idempotency_key=key)) for _ in range(5)))
+    shipment = await Outbox(database).pack(100)
+    assert len(shipment.bodies if shipment else ()) == (5 if durable else 0)
+    segments.close()
