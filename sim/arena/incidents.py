@@ -58,7 +58,7 @@ _RANGES: Mapping[str, _Range] = {
     "retry_after_s": (lambda value: value >= 0, ">= 0 seconds"),
     "lag_s": (lambda value: value >= 0, ">= 0 seconds"),
     "speed": (lambda value: 0 < value < 1, "in (0, 1)"),
-    "times": (lambda value: value >= 1 and value == int(value), "a whole number >= 1"),
+    "times": (lambda value: 1 <= value <= 1000 and value == int(value), "a whole number from 1 to 1000"),
 }
 
 

@@ -16,6 +16,9 @@ from sim.decode import FieldError, ScenarioError, decode
 from sim.scenario import StrictLoader
 from sim.traces import TraceName
 
+# More would not fit in memory.
+_MOST_REQUESTS = 10_000_000
+
 
 class Process(StrEnum):
     """How requests arrive: memoryless, or with the gaps of a real trace."""
@@ -48,8 +51,8 @@ class Arrivals:
         _require(self, "rate_per_s", self.rate_per_s > 0, "> 0")
         _require(self, "diurnal_amplitude", 0 <= self.diurnal_amplitude < 1, "in [0, 1)")
         _require(self, "diurnal_period_s", self.diurnal_period_s > 0, "> 0 seconds")
-        _require(self, "bursts_per_day", self.bursts_per_day >= 0, ">= 0")
-        _require(self, "burst_factor", self.burst_factor >= 1, ">= 1")
+        _require(self, "bursts_per_day", 0 <= self.bursts_per_day <= 10_000, "0..10000")
+        _require(self, "burst_factor", 1 <= self.burst_factor <= 100, "1..100")
         _require(self, "burst_s", self.burst_s > 0, "> 0 seconds")
 
 
@@ -140,7 +143,7 @@ class Recurring(Target):
     follows_load: bool = False
 
     def __post_init__(self) -> None:
-        _require(self, "per_day", self.per_day > 0, "> 0")
+        _require(self, "per_day", 0 < self.per_day <= 10_000, "> 0 and at most 10000")
         _require(self, "compression", self.compression > 0, "> 0")
         _require(self, "aftershock_chance", 0 <= self.aftershock_chance < 1, "in [0, 1)")
         self.complete(self.kind)
@@ -171,8 +174,12 @@ class Scenario:
     def __post_init__(self) -> None:
         _require(self, "name", bool(self.name), "a name")
         _require(self, "duration_s", 60 <= self.duration_s <= 30 * 86_400, "60..2592000 whole seconds")
-        _require(self, "deadline_s", self.deadline_s > 0, "> 0 seconds")
-        _require(self, "sessions", self.sessions > 0, "> 0")
+        _require(self, "deadline_s", 0 < self.deadline_s <= 86_400, "> 0 seconds and at most a day")
+        _require(self, "sessions", 0 < self.sessions <= 10**9, "> 0 and at most 10**9")
+        if self.arrivals.rate_per_s * self.duration_s > _MOST_REQUESTS:
+            raise FieldError(
+                "arrivals.rate_per_s", f"expected at most {_MOST_REQUESTS:g} requests in {self.duration_s} s"
+            )
         ids = [endpoint.id for endpoint in self.endpoints]
         if len(ids) < 2:
             raise FieldError("endpoints", f"expected at least two, got {len(ids)}")

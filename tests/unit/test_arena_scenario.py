@@ -44,6 +44,12 @@ PLACE = Place("alpha", "eu")
         ("endpoint: a", "provider: alpha, region: us", "incidents[0]", "names no endpoint"),
         ("kind: abrupt", "kind: regional", "incidents[0].endpoint", "strikes a provider or a region"),
         ("at_s: 100", "at_s: 600", "incidents[0].at_s", "a start before the end"),
+        ("rate_per_s: 2", "rate_per_s: 1.0e+9", "arrivals.rate_per_s", "at most 1e+07 requests in 600 s"),
+        ("rate_per_s: 2", "rate_per_s: 2, bursts_per_day: 1.0e+9", "arrivals.bursts_per_day", "0..10000"),
+        ("rate_per_s: 2", "rate_per_s: 2, burst_factor: 1000", "arrivals.burst_factor", "1..100"),
+        ("duration_s: 600", "duration_s: 600\ndeadline_s: 1.0e+18", "deadline_s", "at most a day"),
+        ("duration_s: 600", "duration_s: 600\nsessions: 10000000000", "sessions", "at most 10**9"),
+        ("kind: abrupt", "kind: flapping, times: 1001", "incidents[0].times", "a whole number from 1 to 1000"),
         ("name: one", "name: one\nname: two", "", "repeated key 'name'"),
     ],
 )
