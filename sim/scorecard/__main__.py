@@ -26,7 +26,9 @@ _SEEDS = "1000-1019"
 # The short form takes every fourth scenario, the first half of it, and two seeds.
 _SHORT_STEP = 4
 _SHORT_SEEDS = 2
+_SHORTEST_S = 60
 _WIDTH = 200
+_GREATEST_SEED = 2**64 - 1
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -39,11 +41,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         names = options.policies.split(",") if options.policies else _defaults(short=options.short)
         entries = [entry(name) for name in dict.fromkeys(names)]
         reference = _reference(options.reference, [e.contender.name for e in entries])
-    except ValueError as error:
+        _require_jobs(options.jobs)
+        options.out.mkdir(parents=True, exist_ok=True)
+    except (ValueError, OSError) as error:
         console.print(f"scorecard: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         return 2
     if options.short:
-        scenarios = tuple(replace(s, duration_s=s.duration_s // 2) for s in scenarios[::_SHORT_STEP])
+        scenarios = tuple(_first_half(scenario) for scenario in scenarios[::_SHORT_STEP])
         seeds = seeds[:_SHORT_SEEDS]
     out: Path = options.out
     contenders = _tuned(entries, scenarios, out, options.jobs, console)
@@ -60,11 +64,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _first_half(scenario: Scenario) -> Scenario:
+    """Return the scenario until half-time, or its first minute, with what begins in that time."""
+    duration_s = max(_SHORTEST_S, scenario.duration_s // 2)
+    incidents = tuple(incident for incident in scenario.incidents if incident.at_s < duration_s)
+    return replace(scenario, duration_s=duration_s, incidents=incidents)
+
+
 def parse_seeds(text: str) -> tuple[int, ...]:
     """Read seeds like `1000-1019` or `3,5,8-10`.
 
     Raises:
-        ValueError: it is not such a list, is empty, repeats a seed, or takes one of the calibration seeds.
+        ValueError: it is not such a list, is empty, repeats a seed, takes one of the calibration seeds, or has one that
+            is no 64-bit number.
     """
     seeds: list[int] = []
     for part in text.split(","):
@@ -72,6 +84,8 @@ def parse_seeds(text: str) -> tuple[int, ...]:
         if not first.isdecimal() or (dash and not last.isdecimal()):
             raise ValueError(f"seeds: expected numbers and ranges like 1000-1019,1042, got {part!r}")
         seeds.extend(range(int(first), int(last or first) + 1))
+    if max(seeds, default=0) > _GREATEST_SEED:
+        raise ValueError(f"seeds: expected at most {_GREATEST_SEED}, got {max(seeds)}")
     if not seeds or len(set(seeds)) != len(seeds):
         raise ValueError(f"seeds: expected at least one seed and none twice, got {text!r}")
     taken = sorted(set(seeds) & set(CALIBRATION_SEEDS))
@@ -108,6 +122,11 @@ def _reference(asked: str | None, names: Sequence[str]) -> str:
     return _REFERENCE if _REFERENCE in names else next(iter(others), names[0])
 
 
+def _require_jobs(jobs: int) -> None:
+    if jobs < 1:
+        raise ValueError(f"jobs: expected 1 or more, got {jobs}")
+
+
 def _tuned(
     entries: Sequence[Entry], scenarios: Sequence[Scenario], out: Path, jobs: int, console: Console
 ) -> list[Contender]:
@@ -124,7 +143,6 @@ def _tuned(
 def _write(
     out: Path, rows: Sequence[Row], scenarios: Sequence[Scenario], contenders: Sequence[Contender], reference: str
 ) -> None:
-    out.mkdir(parents=True, exist_ok=True)
     lines = ",\n".join(json.dumps(asdict(row), allow_nan=False) for row in rows)
     (out / "scorecard.json").write_text(f"[\n{lines}\n]\n", encoding="utf-8")
     (out / "scorecard.html").write_text(page(rows, scenarios, contenders, reference), encoding="utf-8")

@@ -153,7 +153,7 @@ def test_seeds_are_numbers_and_ranges() -> None:
     assert parse_seeds("30, 20-21") == (30, 20, 21)
 
 
-@pytest.mark.parametrize("text", ["", "a", "1000-", "30,30", "1010-1000", "9", "5-30"])
+@pytest.mark.parametrize("text", ["", "a", "1000-", "30,30", "1010-1000", "9", "5-30", "99999999999999999999"])
 def test_seeds_that_are_none_twice_or_for_calibration_are_refused(text: str) -> None:
     with pytest.raises(ValueError, match="seeds"):
         parse_seeds(text)
@@ -166,6 +166,7 @@ def test_seeds_that_are_none_twice_or_for_calibration_are_refused(text: str) -> 
         (["--seeds", "3"], "calibration"),
         (["--policies", "static,envoy", "--reference", "oracle"], "expected one of static, envoy"),
         (["--scenarios", "nowhere"], "at least one .yaml"),
+        (["--jobs", "0"], "jobs: expected 1 or more, got 0"),
     ],
 )
 def test_bad_input_is_said_before_anything_runs(
@@ -174,6 +175,32 @@ def test_bad_input_is_said_before_anything_runs(
     assert main([*arguments, "--out", str(tmp_path / "out")]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_an_output_that_cannot_be_written_is_said_before_anything_runs(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    assert main(["--out", str(tmp_path / "file" / "out")]) == 2
+    assert "file" in capsys.readouterr().err
+
+
+def test_the_short_form_of_a_minute_is_that_minute_and_of_a_story_its_first_half(tmp_path: Path) -> None:
+    text = (
+        "name: NAME\ndescription: d\nduration_s: DURATION\narrivals: {rate_per_s: 1}\nendpoints:\n"
+        "  - {id: a, provider: p, region: r, ttft_ms: 400, usd_per_mtok: 1}\n"
+        "  - {id: b, provider: q, region: s, ttft_ms: 400, usd_per_mtok: 1}\n"
+        "incidents: [{kind: abrupt, endpoint: a, at_s: 1}, {kind: hang, endpoint: a, at_s: 50}]\n"
+    )
+    # Every fourth is played: the first and the fifth.
+    for number, duration_s in enumerate((60, 60, 60, 60, 100)):
+        story = text.replace("NAME", f"s{number}").replace("DURATION", str(duration_s))
+        (tmp_path / f"{number}.yaml").write_text(story)
+    out = tmp_path / "out"
+    assert main(["--short", "--scenarios", str(tmp_path), "--policies", "static", "--out", str(out)]) == 0
+    rows = json.loads((out / "scorecard.json").read_text())
+    assert {row["scenario"] for row in rows} == {"s0", "s4"}
+    assert all(30 < row["metrics"]["requests"] < 100 for row in rows)
 
 
 def test_an_unknown_key_in_a_scenario_is_an_error(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
