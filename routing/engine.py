@@ -10,6 +10,7 @@ from math import inf
 from routing import failback, reflex
 from routing.actions import Action, DomainChanged, Finished, Probe, Transitioned
 from routing.budget import Budgets
+from routing.counts import Counter
 from routing.domains import DomainWatch, Outage
 from routing.errors import CatalogueError, UnknownEndpointError
 from routing.forecasts import ForecastDesk, Forecasts
@@ -144,7 +145,7 @@ class Engine:
 
     def _succeeded(self, live: Live, now: float, *, is_current: bool) -> list[Action]:
         health = live.health
-        live.quota.succeeded(now)
+        live.quota.succeeded()
         live.detector.succeeded()
         live.quality.succeeded()
         if health.state is State.UNKNOWN:
@@ -313,7 +314,8 @@ class Engine:
 
     def _limited(self, live: Live, retry_after_s: float | None, now: float) -> list[Action]:
         before = live.quota.blocked_until
-        live.quota.limited(now, retry_after_s)
+        attempts_per_s = live.window.sums(now, reflex.RATE_SPAN_S)[Counter.STARTED] / reflex.RATE_SPAN_S
+        live.quota.refused(now, retry_after_s, attempts_per_s)
         if live.quota.blocked_until == before:
             return []
         actions = self._degrade(live, Event.LIMITED, Cause("retry_after_s", live.quota.blocked_until - now, 0.0), now)

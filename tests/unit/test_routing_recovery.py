@@ -290,5 +290,5 @@ def test_f21_whatever_state_it_was_in_a_drained_endpoint_returns_through_probes(
     assert engine.health_of("a").state is start
     engine.drain("a", "kim", NOW + 10)
     engine.restore("a", "kim", NOW + 20)
-    bring_to_canary(engine, "a", NOW + 22)
+    bring_to_canary(engine, "a", NOW + 23)
     assert _climb(engine, NOW + 40) == [0.1, 0.3, 0.6]
