@@ -10,8 +10,8 @@ from routing.outcomes import Outcome
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """How one attempt ended. Latencies as in `Window.finished`; `retry_after_s` comes from a 429's headers, `tenant` is
-    whose key was used.
+    """How one attempt ended. Latencies as in `Window.finished`: with CANCELLED, only that of an attempt whose hedge
+    answered first. `retry_after_s` comes from a 429's headers, `tenant` is whose key was used.
     """
 
     endpoint_id: str

@@ -15,6 +15,7 @@ from routing.domains import DomainWatch, Outage
 from routing.errors import CatalogueError, UnknownEndpointError
 from routing.forecasts import ForecastDesk, Forecasts
 from routing.health import Cause, Event, Health, State
+from routing.hedging import is_evidence
 from routing.model import Catalogue
 from routing.outcomes import TRAITS, Outcome, Signal
 from routing.policy import FailbackKind, Policy
@@ -114,6 +115,8 @@ class Engine:
             self._table.patch(live, self.policy.failback, now)
         if TRAITS[result.outcome].failed and is_current and not was_lost:
             return self._failed(live, result.outcome, now)
+        if result.outcome is Outcome.CANCELLED and is_current and not was_lost:
+            return self._outrun(live, result, now)
         if signal is Signal.SUCCESS:
             if was_lost and is_current:
                 self._found_again(live)
@@ -122,6 +125,14 @@ class Engine:
                 self._table.patch(live, self.policy.failback, now)
             return self._succeeded(live, now, is_current=is_current)
         return []
+
+    def _outrun(self, live: Live, result: Finished, now: float) -> list[Action]:
+        """Take an attempt whose hedge answered first as a failure, if it had waited long; others say nothing."""
+        streamed = result.reply_s is None
+        waited_s = result.ttft_s if streamed else result.reply_s
+        if waited_s is None or not is_evidence(live.window, self.policy.hedge, waited_s, now, streamed=streamed):
+            return []
+        return self._failed(live, Outcome.TIMEOUT, now)
 
     def _failed(self, live: Live, outcome: Outcome, now: float) -> list[Action]:
         live.health.step_failures += 1

@@ -7,14 +7,19 @@ trouble.
 """
 
 from dataclasses import dataclass
+from math import exp
+from statistics import NormalDist
 
 from routing.attempts import overloaded, recovering
+from routing.counts import MIN_BASELINE, Counter
 from routing.health import State
 from routing.model import Endpoint, RouteRequest
 from routing.pipeline import Decision
 from routing.policy import HedgePolicy, HedgeScope, Policy
 from routing.snapshot import Candidate, Snapshot
 from routing.window import Window
+
+_NORMAL = NormalDist()
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,11 +62,38 @@ def hedge(
         return Hedge(None, refusal)
     rule = policy.hedge
     doubted = _is_doubted(chosen, snapshot.threshold, policy)
-    quantile, ratio = (rule.doubt_quantile, 1.0) if doubted else (rule.after_quantile, rule.after_ratio)
-    usual_s = window.latency_quantile(quantile, decision.time, streamed=streamed)
-    if usual_s is None:
+    if doubted:
+        delay_s = _quantile_s(window, rule.doubt_quantile, decision.time, streamed=streamed)
+    else:
+        delay_s = _late_s(window, rule, decision.time, streamed=streamed)
+    if delay_s is None:
         return Hedge(None, "what is usual for the endpoint is not known")
-    return Hedge(max(rule.floor_s, ratio * usual_s))
+    return Hedge(max(rule.floor_s, delay_s))
+
+
+def is_evidence(window: Window, policy: HedgePolicy, waited_s: float, now: float, *, streamed: bool) -> bool:
+    """Tell whether an attempt that was called off after `waited_s`, because its hedge had answered, speaks against its
+    endpoint: it had waited as long as an endpoint in good standing is given.
+
+    Without this, hedges would hide a hanging endpoint: nothing that is called off grows old.
+    """
+    late_s = _late_s(window, policy, now, streamed=streamed)
+    return late_s is not None and waited_s >= max(policy.floor_s, late_s)
+
+
+def _late_s(window: Window, policy: HedgePolicy, now: float, *, streamed: bool) -> float | None:
+    usual_s = _quantile_s(window, policy.after_quantile, now, streamed=streamed)
+    return None if usual_s is None else policy.after_ratio * usual_s
+
+
+def _quantile_s(window: Window, fraction: float, now: float, *, streamed: bool) -> float | None:
+    """Return a quantile of the endpoint's normal time to a first byte, by its mean and spread (the logarithms are about
+    normal), or of the last five minutes while the endpoint is too young to have one.
+    """
+    baseline, first = window.baseline(now), Counter.TTFT_N if streamed else Counter.REPLY_N
+    if baseline[first] < MIN_BASELINE:
+        return window.latency_quantile(fraction, now, streamed=streamed)
+    return exp(baseline.mean_log(first) + _NORMAL.inv_cdf(fraction) * baseline.spread(first))
 
 
 def _refusal(

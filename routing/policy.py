@@ -261,7 +261,7 @@ class HedgePolicy:
 
     scope: HedgeScope = HedgeScope.ASKED
     after_quantile: float = 0.95
-    after_ratio: float = 1.5
+    after_ratio: float = 1.2
     doubt_quantile: float = 0.5
     floor_s: float = 0.2
     max_share: float = 0.05

@@ -72,6 +72,8 @@ class Routecast(Policy):
         self._account = self.engine.budgets[MODEL]
         self._next_number = 0
         self._waited_for: dict[int, tuple[float, frozenset[int]]] = {}
+        self._hedges_next = False
+        self._hedges: set[str] = set()
         self._probing: dict[int, str] = {}
         self._probes = 0
 
@@ -145,7 +147,10 @@ class Routecast(Policy):
             return None
         endpoint = decision.chosen.facts.endpoint
         cost_usd = expected_cost_usd(endpoint, decision.request, self._account.usual_output_tokens)
-        return None if self._account.take_hedge(cost_usd, now) else self._index[endpoint.id]
+        if self._account.take_hedge(cost_usd, now):
+            return None
+        self._hedges_next = True
+        return self._index[endpoint.id]
 
     def retry(self, request: ArenaRequest, made: Sequence[Attempted], now: float, draw: float) -> float | None:  # noqa: ARG002  # the protocol's signature
         """Go on at once unless the discipline of attempts refuses."""
@@ -167,6 +172,9 @@ class Routecast(Policy):
 
     def started(self, endpoint: int, attempt_id: str, now: float) -> None:
         """Tell the engine."""
+        if self._hedges_next:
+            self._hedges.add(attempt_id)
+            self._hedges_next = False
         self.engine.started(self._ids[endpoint], attempt_id, now)
 
     def first_token(self, endpoint: int, attempt_id: str, now: float) -> None:
@@ -174,9 +182,14 @@ class Routecast(Policy):
         self.engine.first_byte(self._ids[endpoint], attempt_id, now)
 
     def finished(self, attempted: Attempted, now: float) -> None:
-        """Tell the engine; a latency only with a success."""
+        """Tell the engine; a latency only with a success, or with an attempt that its hedge outran."""
         endpoint_id, outcome, ttft_s = self._ids[attempted.endpoint], attempted.outcome, attempted.ttft_s
-        if outcome is not Outcome.OK:
+        is_hedge = attempted.attempt_id in self._hedges
+        self._hedges.discard(attempted.attempt_id)
+        if outcome is Outcome.CANCELLED:
+            waited_s = None if is_hedge else attempted.latency_s
+            result = Finished(endpoint_id, attempted.attempt_id, outcome, ttft_s=waited_s)
+        elif outcome is not Outcome.OK:
             heard = self._blame(attempted, now)
             result = Finished(endpoint_id, attempted.attempt_id, heard, retry_after_s=attempted.retry_after_s)
         else:
