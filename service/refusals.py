@@ -37,6 +37,16 @@ def refusal(decision: Decision) -> ServiceError:
     return NoEndpointError(message, retry_after_s=RETRY_AFTER_S)
 
 
+def nobody_left(decision: Decision) -> str:
+    """Return why a request that was tried cannot be tried elsewhere: what keeps each of the others from serving it."""
+    reasons = [
+        f"{considered.candidate.facts.endpoint.id}: {considered.exclusion}"
+        for considered in decision.considered
+        if considered.exclusion and considered.excluded_by != already_tried.__name__
+    ]
+    return "; ".join(["no other endpoint is left", *reasons])
+
+
 def given_up(
     why: str, failure: Failure, model: str, attempts: Sequence[AttemptReport], *, is_late: bool
 ) -> ServiceError:

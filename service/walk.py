@@ -23,7 +23,7 @@ from service.errors import RequestTimeoutError, ServiceError
 from service.history import AttemptSink
 from service.providers.base import Failure
 from service.providers.transport import Timeouts
-from service.refusals import broken, exhausted, given_up, refusal
+from service.refusals import broken, exhausted, given_up, nobody_left, refusal
 from service.router import Decided, Router
 from service.trail import Attempt, Trail, Usage
 
@@ -111,7 +111,7 @@ class Walk:
         if pause_s is None:
             if self._last is None:
                 raise self._end(refusal(decided.decision))
-            raise self._end(exhausted("no other endpoint is left", self._last[1], model, self._trail.reports))
+            raise self._end(exhausted(nobody_left(decided.decision), self._last[1], model, self._trail.reports))
         try:
             await asyncio.sleep(pause_s)
         except asyncio.CancelledError:
