@@ -32,7 +32,7 @@ def _engine() -> Engine:
 
 
 class _Stream:
-    """Successful attempts on one endpoint, 10 ms apart."""
+    """Streams on one endpoint, 10 ms apart."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -41,7 +41,9 @@ class _Stream:
     def observe(self, outcome: Outcome = Outcome.OK) -> None:
         self.now += 0.01
         self._engine.started("p0:m", "attempt", self.now)
-        self._engine.finished(Finished("p0:m", "attempt", outcome, ttft_s=0.1), self.now)
+        self._engine.first_byte("p0:m", "attempt", self.now)
+        ended = Finished("p0:m", "attempt", outcome, ttft_s=0.1, output_tokens=100, generation_s=2.0)
+        self._engine.finished(ended, self.now)
 
 
 def _ejection() -> float:
@@ -77,7 +79,7 @@ def run() -> list[Figure]:
     tracemalloc.stop()
     costs = {
         f"decision, {_CANDIDATES} candidates": cpu_us(lambda: decide(engine.snapshot, request, stream.now, 0.3), 5_000),
-        "observation (start and end)": cpu_us(stream.observe, 5_000),
+        "observation (start, first byte and end of a stream)": cpu_us(stream.observe, 5_000),
         "ejecting observation, snapshot patched": sorted(_ejection() for _ in range(9))[4],
         f"tick, {_CANDIDATES} endpoints": cpu_us(lambda: engine.tick(stream.now), 100),
     }

@@ -232,6 +232,7 @@ class Engine:
             reply_s=result.reply_s,
             output_tokens=result.output_tokens,
             generation_s=result.generation_s,
+            pace_from=live.health.evidence_from,
         )
 
     # Forecast, operator and tick: off the request path.

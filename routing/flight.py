@@ -6,17 +6,16 @@ interleave; what looks for attempts that are overdue then finds some of them a m
 
 from collections.abc import Collection
 
-_STREAMED, _WHOLE = True, False
-
 
 class InFlight:
     """Attempts by id. Bounded by what the endpoint was sent and has not ended; times are those of the window."""
 
-    __slots__ = ("_lost", "_sent", "_streaming", "_waiting")
+    __slots__ = ("_lost", "_sent", "_streaming", "_streams", "_whole")
 
     def __init__(self) -> None:
         self._sent: dict[str, float] = {}
-        self._waiting: dict[bool, dict[str, float]] = {_STREAMED: {}, _WHOLE: {}}
+        self._streams: dict[str, float] = {}
+        self._whole: dict[str, float] = {}
         self._streaming: dict[str, float] = {}
         self._lost: set[str] = set()
 
@@ -30,20 +29,20 @@ class InFlight:
         if attempt_id in self._sent:
             self.ended(attempt_id, now)
         self._sent[attempt_id] = now
-        self._waiting[streamed][attempt_id] = now
+        (self._streams if streamed else self._whole)[attempt_id] = now
 
     def first_byte(self, attempt_id: str, now: float) -> None:
         """The attempt's first byte of payload arrived; what remains of a stream is generated from now on."""
-        if self._waiting[_STREAMED].pop(attempt_id, None) is not None:
+        if self._streams.pop(attempt_id, None) is not None:
             self._streaming[attempt_id] = now
         else:
-            self._waiting[_WHOLE].pop(attempt_id, None)
+            self._whole.pop(attempt_id, None)
 
     def ended(self, attempt_id: str, now: float) -> float:
         """The attempt ended; return when it was sent (`now` for one that is not known)."""
         # It is in one of the three; a stream has had its first byte as a rule.
-        if self._streaming.pop(attempt_id, None) is None and self._waiting[_STREAMED].pop(attempt_id, None) is None:
-            self._waiting[_WHOLE].pop(attempt_id, None)
+        if self._streaming.pop(attempt_id, None) is None and self._streams.pop(attempt_id, None) is None:
+            self._whole.pop(attempt_id, None)
         if self._lost:
             self._lost.discard(attempt_id)
         return self._sent.pop(attempt_id, now)
@@ -54,7 +53,7 @@ class InFlight:
 
     def waiting(self, *, streamed: bool) -> Collection[float]:
         """Return when each attempt that waits for its first byte was sent."""
-        return self._waiting[streamed].values()
+        return (self._streams if streamed else self._whole).values()
 
     def streaming(self) -> Collection[float]:
         """Return when the first byte of each stream that still runs arrived."""
@@ -66,7 +65,7 @@ class InFlight:
         They stay in flight: how they end is still to be heard.
         """
         given_up = []
-        for attempt_id, sent in self._waiting[streamed].items():
+        for attempt_id, sent in (self._streams if streamed else self._whole).items():
             if now - sent <= longer_than_s:
                 break
             if attempt_id not in self._lost:

@@ -4,7 +4,7 @@ Every attempt ends in exactly one `Outcome`. What follows from it is a table, so
 score and a rate limit can never look like an outage.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum, StrEnum
 
 
@@ -47,7 +47,8 @@ class Traits:
 
     `retry_elsewhere`: another endpoint may well succeed. `hard`: the endpoint cannot be reached at all, one
     observation suffices. `may_have_executed`: the provider may have processed the request, so one that must not run
-    twice is not repeated. `hinges_on_request`: some requests end so wherever they are sent.
+    twice is not repeated. `hinges_on_request`: some requests end so wherever they are sent. `failed` follows from the
+    signal: the caller got no usable answer by the endpoint's fault.
     """
 
     signal: Signal
@@ -55,11 +56,10 @@ class Traits:
     hard: bool = False
     may_have_executed: bool = False
     hinges_on_request: bool = False
+    failed: bool = field(init=False)
 
-    @property
-    def failed(self) -> bool:
-        """Tell whether the caller got no usable answer by the endpoint's fault."""
-        return self.signal is Signal.FAILURE or self.signal is Signal.QUALITY
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "failed", self.signal in (Signal.FAILURE, Signal.QUALITY))
 
 
 TRAITS: dict[Outcome, Traits] = {

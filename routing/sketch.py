@@ -13,6 +13,7 @@ _ACCURACY = 0.05
 _GAMMA = (1 + _ACCURACY) / (1 - _ACCURACY)
 _LOG_GAMMA = log(_GAMMA)
 _SMALLEST_S = 0.001
+_LOG_SMALLEST = log(_SMALLEST_S)
 _BUCKETS = ceil(log(600.0 / _SMALLEST_S) / _LOG_GAMMA) + 1
 
 
@@ -34,13 +35,17 @@ class QuantileSketch:
 
     def add(self, value_s: float, now: float) -> None:
         """Count one value at time `now`. A time before the newest slot counts in the newest."""
+        self.add_log(log(value_s), now)
+
+    def add_log(self, value: float, now: float) -> None:
+        """Count one value, given by its natural logarithm."""
         slot = int(now / self._slot_s)
         if slot > self._newest:
             for stale in range(max(self._newest + 1, slot - len(self._slots) + 1), slot + 1):
                 self._slots[stale % len(self._slots)] = _empty()
             self._newest = slot
             self._merged = self._sum(slot)
-        bucket = min(ceil(log(value_s / _SMALLEST_S) / _LOG_GAMMA), _BUCKETS - 1) if value_s > _SMALLEST_S else 0
+        bucket = min(ceil((value - _LOG_SMALLEST) / _LOG_GAMMA), _BUCKETS - 1) if value > _LOG_SMALLEST else 0
         self._slots[self._newest % len(self._slots)][bucket] += 1
         self._merged[bucket] += 1
         if self._known:

@@ -123,13 +123,15 @@ class Window:
         reply_s: float | None = None,
         output_tokens: int = 0,
         generation_s: float = 0.0,
+        pace_from: float = -inf,
     ) -> float:
         """An attempt ended; return when it was sent (`now` for one that is not known).
 
         A latency counts only with a success: a fast failure must not look fast. One that was called off because another
-        answered sooner counts as well: its latency is at least that. `ttft_s` is a stream's time to its
-        first byte, `reply_s` the time to a whole reply; give one of them. `generation_s` is from a stream's first byte
-        to its end. Raises ValueError for a value that is not finite, and counts nothing then.
+        answered sooner counts as well: its latency is at least that. `ttft_s` is a stream's time to its first byte,
+        `reply_s` the time to a whole reply; give one of them. `generation_s` is from a stream's first byte to its end;
+        its pace counts if it was sent at `pace_from` or later. Raises ValueError for a value that is not finite, and
+        counts nothing then.
         """
         value_s = reply_s if ttft_s is None else ttft_s
         if not (0 <= (value_s or 0.0) < inf and 0 <= generation_s < inf and 0 <= output_tokens < inf):
@@ -140,14 +142,14 @@ class Window:
         started = self._flight.ended(attempt_id, now)
         self._totals[COUNTER_OF[outcome]] += 1
         traits = TRAITS[outcome]
-        if traits.failed:
-            self.consecutive_failures += 1
-        elif traits.signal is Signal.SUCCESS:
+        if traits.signal is Signal.SUCCESS:
             self.consecutive_failures = 0
             self.last_ok_at = max(self.last_ok_at, now)
             if value_s is not None:
                 self._add_latency(self._reply if ttft_s is None else self._ttft, max(value_s, _SHORTEST_S), now)
-            self._add_generation(output_tokens, generation_s)
+            self._add_generation(output_tokens, generation_s, has_pace=started >= pace_from)
+        elif traits.failed:
+            self.consecutive_failures += 1
         elif outcome is Outcome.CANCELLED and value_s is not None:
             self._add_latency(self._reply if ttft_s is None else self._ttft, max(value_s, _SHORTEST_S), now)
         return started
@@ -158,16 +160,16 @@ class Window:
         if value > channel.slow_from:
             self._totals[Counter.SLOW] += 1
         self._add(channel.first, value)
-        channel.quantiles.add(value_s, now)
+        channel.quantiles.add_log(value, now)
 
-    def _add_generation(self, output_tokens: int, generation_s: float) -> None:
+    def _add_generation(self, output_tokens: int, generation_s: float, *, has_pace: bool) -> None:
         self._totals[Counter.OUTPUT_TOKENS] += output_tokens
         if generation_s <= 0:
             return
         self._totals[Counter.GENERATION_S] += generation_s
         value = log(max(generation_s, _SHORTEST_S))
         self._add(Counter.GENERATION_N, value)
-        if output_tokens >= _MIN_PACE_TOKENS and generation_s <= _MAX_PACE_S:
+        if has_pace and output_tokens >= _MIN_PACE_TOKENS and generation_s <= _MAX_PACE_S:
             self._add(Counter.PACE_N, value - log(output_tokens))
 
     def _add(self, first: Counter, value: float) -> None:

@@ -194,9 +194,10 @@ def _poorly(share: float, judged: int, now: float = 1000.0) -> Window:
 
 def test_f01_failures_and_poor_answers_each_have_a_normal_of_their_own() -> None:
     failing, poor = _with_failures(0.1, 380), _poorly(0.1, 380)
-    own = pytest.approx((38 + 0.4) / 400)
-    assert (normal_failure_rate(failing, POLICY, 1000.0), normal_poor_rate(failing, POLICY, 1000.0)) == (own, 0.02)
-    assert (normal_failure_rate(poor, POLICY, 1000.0), normal_poor_rate(poor, POLICY, 1000.0)) == (0.02, own)
+    own = (38 + 0.4) / 400
+    for rate, of_failing, of_poor in ((normal_failure_rate, own, 0.02), (normal_poor_rate, 0.02, own)):
+        assert rate(failing, POLICY, 1000.0) == pytest.approx(of_failing)
+        assert rate(poor, POLICY, 1000.0) == pytest.approx(of_poor)
 
 
 def _poor_breach(outcome: Outcome, own: Window, *peers: Window, count: int = 8) -> Cause | None:
@@ -336,6 +337,7 @@ def test_f12_an_attempt_counts_as_failed_once_after_twice_its_hang_limit(streame
         latency_s = {"ttft_s": 1.0} if streamed else {"reply_s": 1.0}
         window.finished("a", Outcome.OK, float(second), **latency_s)  # type: ignore[arg-type]  # one field of the two
     limit_s = hang_limit_s(window, POLICY, 1000.0, streamed=streamed)
+    assert limit_s is not None
     assert limit_s == pytest.approx(4.0, rel=0.05)
     for i, attempt in enumerate("abc"):
         window.started(attempt, 1000.0 + i, streamed=streamed)

@@ -121,3 +121,23 @@ def test_other_thresholds_reach_both_detectors() -> None:
     observe(engine, "a", Outcome.MALFORMED, KNOWN + 1)
     failing, poor = _evidence(engine)
     assert failing == poor == pytest.approx(3.8067, abs=1e-3)
+
+
+def test_f06_streams_from_before_a_return_have_no_pace() -> None:
+    engine = engine_of("a", "b", now=NOW)
+    for i in range(600):
+        engine.started("a", "x", NOW + i)
+        engine.finished(Finished("a", "x", Outcome.OK, ttft_s=0.1, output_tokens=100, generation_s=2.0), NOW + i)
+    old = _send(engine, 8, KNOWN - 40)
+    eject(engine, "a", KNOWN + 3)
+    back = engine.health_of("a").held_until
+    bring_to_canary(engine, "a", back)
+    for attempt in old:
+        ended = Finished("a", attempt, Outcome.OK, ttft_s=0.1, output_tokens=100, generation_s=50.0)
+        assert transitions_of(engine.finished(ended, back + 3)) == []
+    assert engine.health_of("a").state is State.CANARY
+    for i in range(8):
+        engine.started("a", "new", back + 3)
+        ended = Finished("a", "new", Outcome.OK, ttft_s=0.1, output_tokens=100, generation_s=50.0)
+        engine.finished(ended, back + 3 + i / 10)
+    assert engine.health_of("a").state is State.DEGRADED

@@ -248,6 +248,15 @@ def test_an_answer_too_short_too_long_or_not_measured_has_no_pace(tokens: int, g
     assert window.sums(EPOCH, 15)[Counter.PACE_N] == 0
 
 
+@pytest.mark.parametrize(("pace_from", "counted"), [(EPOCH, 1), (EPOCH + 0.1, 0)])
+def test_the_pace_of_a_stream_from_before_a_return_does_not_count(pace_from: float, counted: int) -> None:
+    window = Window()
+    window.started("a", EPOCH)
+    window.finished("a", Outcome.OK, EPOCH + 9, ttft_s=0.1, output_tokens=50, generation_s=8.9, pace_from=pace_from)
+    sums = window.sums(EPOCH + 9, 15)
+    assert (sums[Counter.PACE_N], sums[Counter.GENERATION_N]) == (counted, 1)
+
+
 @pytest.mark.parametrize("streamed", [True, False])
 def test_an_attempt_is_given_up_once_and_stays_in_flight_until_it_ends(streamed: bool) -> None:
     window = Window()
