@@ -12,7 +12,7 @@ import asyncio
 import logging
 import secrets
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 from itertools import count
 from pathlib import Path
 
@@ -47,7 +47,9 @@ class Ledger:
         self._ship_every_s = ship_every_s
         self._waiting: list[UsageRecord] = []
         self._filled = asyncio.Event()
+        self._stopping = asyncio.Event()
         self._storing = asyncio.Lock()
+        self._settling: set[asyncio.Task[None]] = set()
 
     def put(self, entry: UsageRecord) -> None:
         """Take an entry. It is durable soon; `settle` waits for it."""
@@ -57,7 +59,16 @@ class Ledger:
             log.critical("the disk refuses the usage ledger: entry %s is lost", self._waiting.pop(0))
 
     async def settle(self) -> None:
-        """Return when every entry taken so far is durable, or the disk has refused."""
+        """Return when every entry taken so far is durable, or the disk has refused.
+
+        Whoever stops waiting takes nothing with him: entries on their way belong to all.
+        """
+        task = asyncio.get_running_loop().create_task(self._settle(), name="usage ledger")
+        self._settling.add(task)
+        task.add_done_callback(self._settling.discard)
+        await asyncio.shield(task)
+
+    async def _settle(self) -> None:
         async with self._storing:
             entries, self._waiting = self._waiting, []
             self._filled.clear()
@@ -76,15 +87,16 @@ class Ledger:
         try:
             yield
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            # Not cancelled: a segment that is being written would still appear, and be taken for missing.
+            self._stopping.set()
+            self._filled.set()
+            await asyncio.gather(*tasks)
             await self.settle()
             await self._ship()
             self._segments.close()
 
     async def _store_soon(self) -> None:
-        while True:
+        while not self._stopping.is_set():
             await self._filled.wait()
             await asyncio.sleep(_LINGER_S)
             await self.settle()
@@ -92,9 +104,11 @@ class Ledger:
                 self._filled.set()
 
     async def _ship_often(self) -> None:
-        while True:
+        while not self._stopping.is_set():
             await self._ship()
-            await asyncio.sleep(self._ship_every_s)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._ship_every_s):
+                    await self._stopping.wait()
 
     async def _ship(self) -> None:
         """Bring what is in the outbox into the history."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import shutil
+import threading
 from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -108,6 +109,46 @@ async def test_c05_a_death_on_the_way_loses_and_doubles_nothing(home: Home, died
     async with ledger.running():
         ledger.put(_entry("of the next life"))
     assert home.entries() == [("0", 1), ("1", 1), ("2", 1), ("of the next life", 1)]
+
+
+async def test_c05_stopping_waits_for_a_segment_that_is_being_written(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A segment appears when its thread is done with it, also when nobody waits for that thread any more."""
+    _, ledger, segments = await home.open()
+    writing, go_on, write = threading.Event(), threading.Event(), segments.write
+
+    def slow(stream: str, records: Any) -> Path:
+        writing.set()
+        go_on.wait(20)
+        return write(stream, records)
+
+    monkeypatch.setattr(segments, "write", slow)
+    async with ledger.running():
+        ledger.put(_entry("one"))
+        await asyncio.to_thread(writing.wait, 20)
+        asyncio.get_running_loop().call_later(0.05, go_on.set)
+    assert home.entries() == [("one", 1)]
+
+
+async def test_c05_a_caller_who_leaves_takes_no_entry_with_him(home: Home) -> None:
+    """He waits for the disk, on behalf of all, and leaves before it refuses."""
+    database, ledger, _ = await home.open()
+    await database.run(lambda c: c.execute("PRAGMA max_page_count = 1").fetchall())
+    held = threading.Event()
+    busy = asyncio.create_task(database.run(lambda _: held.wait(20)))
+    ledger.put(replace(_entry("of another"), agent="x" * 200_000))
+    leaving = asyncio.create_task(ledger.settle())
+    for _ in range(10):
+        await asyncio.sleep(0)  # until it waits for the disk
+    leaving.cancel()
+    await asyncio.wait([leaving])
+    held.set()
+    await busy
+    await database.run(lambda c: c.execute("PRAGMA max_page_count = 100000").fetchall())
+    async with ledger.running():
+        pass
+    assert home.entries() == [("of another", 1)]
 
 
 async def test_c05_entries_wait_while_the_disk_refuses(home: Home) -> None:
