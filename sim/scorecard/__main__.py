@@ -15,6 +15,7 @@ from rich.console import Console
 from sim.arena.scenario import Scenario, load_scenarios
 from sim.scorecard.contenders import Entry, entry, known_names
 from sim.scorecard.page import page
+from sim.scorecard.progress import stage
 from sim.scorecard.runner import ORACLE, STATIC, Contender, Row, run_card
 from sim.scorecard.summary import summarise
 from sim.scorecard.table import card
@@ -27,7 +28,7 @@ _SEEDS = "1000-1019"
 _SHORT_STEP = 4
 _SHORT_SEEDS = 2
 _SHORTEST_S = 60
-_WIDTH = 200
+_WIDTH = 220
 _GREATEST_SEED = 2**64 - 1
 
 
@@ -51,11 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         seeds = seeds[:_SHORT_SEEDS]
     out: Path = options.out
     contenders = _tuned(entries, scenarios, out, options.jobs, console)
-    with console.status("") as status:
-        rows = run_card(
-            scenarios, seeds, contenders, jobs=options.jobs, check=options.check,
-            progress=lambda done, total: status.update(f"{done} of {total} worlds"),
-        )  # fmt: skip
+    with stage(console, "playing worlds") as progress:
+        rows = run_card(scenarios, seeds, contenders, jobs=options.jobs, check=options.check, progress=progress)
     _write(out, rows, scenarios, contenders, reference)
     title = f"{len(scenarios)} scenarios × {len(seeds)} seeds"
     wide = Console(width=max(_WIDTH, console.width))
@@ -135,7 +133,7 @@ def _tuned(
         if one.grid is None:
             contenders.append(one.contender)
             continue
-        with console.status(f"tuning {one.contender.name}, policy {number + 1} of {len(entries)}"):
+        with stage(console, f"tuning {one.contender.name}, policy {number + 1} of {len(entries)}"):
             contenders.append(tuned(one.contender, one.grid, scenarios, out / "scorecard-tuned.json", jobs=jobs))
     return contenders
 

@@ -1,11 +1,13 @@
 """The card: who is on it, how sure its figures are, what its command line refuses, how parameters are tuned."""
 
 import inspect
+import io
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from routing.engine import Engine
 from sim.arena.incidents import ArenaKind
@@ -18,6 +20,7 @@ from sim.policies.helicone import Helicone
 from sim.scorecard.__main__ import main, parse_seeds
 from sim.scorecard.contenders import entry, known_names
 from sim.scorecard.definitions import METRICS, Evidence
+from sim.scorecard.progress import stage
 from sim.scorecard.runner import Contender, Row, run_card
 from sim.scorecard.shares import Shares
 from sim.scorecard.summary import Estimate, estimate, summarise
@@ -113,6 +116,22 @@ def test_tuning_takes_the_point_that_hurts_least() -> None:
     best = tune(Contender("tuned-helicone", "helicone"), grid, [STORY], jobs=1)
     assert best.parameters["attempt_timeout_s"] == 2.0
     assert loss([row("p", 1, 4.0)]) == 4.0
+
+
+def test_a_log_hears_of_every_tenth_and_a_terminal_of_every_step() -> None:
+    for total, lines in ((260, 11), (4, 5), (1, 2)):
+        log = Console(file=io.StringIO(), force_terminal=False)
+        with stage(log, "playing worlds") as progress:
+            for done in range(1, total + 1):
+                progress(done, total)
+        written = log.file.getvalue().splitlines()  # type: ignore[attr-defined]  # a StringIO
+        assert written[0] == "playing worlds"
+        assert written[-1] == f"playing worlds: {total} of {total}"
+        assert len(written) == lines
+    terminal = Console(file=io.StringIO(), force_terminal=True)
+    with stage(terminal, "playing worlds") as progress:
+        progress(3, 260)
+    assert "playing worlds" in terminal.file.getvalue()  # type: ignore[attr-defined]  # a StringIO
 
 
 def test_a_tuned_policy_is_remembered(tmp_path: Path) -> None:
