@@ -5,6 +5,7 @@ Classes are not reweighted: that would distort the probabilities; rare positives
 on held-out data instead.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -24,11 +25,18 @@ _RIDGE = 0.1
 _MAX_STEPS = 300
 
 
-def fit_classifier(x: _Floats, y: _Labels, x_val: _Floats, y_val: _Labels, seed: int) -> HistGradientBoostingClassifier:
+def fit_classifier(
+    x: _Floats,
+    y: _Labels,
+    x_val: _Floats,
+    y_val: _Labels,
+    seed: int,
+    directions: Sequence[int] = DIRECTIONS,
+) -> HistGradientBoostingClassifier:
     """Fit on (x, y) and stop when the loss on the validation part stops falling.
 
-    `x` is n × features with the columns of `scoring.features`; more of a feature with direction 1 never lowers the
-    risk.
+    `x` is n × features, one of `directions` for each column: more of a feature with direction 1 never lowers the risk.
+    They are those of `scoring.features` unless told otherwise.
     """
     classifier = HistGradientBoostingClassifier(
         learning_rate=0.1,
@@ -37,7 +45,7 @@ def fit_classifier(x: _Floats, y: _Labels, x_val: _Floats, y_val: _Labels, seed:
         max_depth=8,
         min_samples_leaf=min(800, max(20, len(x) // 300)),
         l2_regularization=5.0,
-        monotonic_cst=np.array(DIRECTIONS),
+        monotonic_cst=np.array(directions),
         early_stopping=True,
         n_iter_no_change=12,
         random_state=seed,
