@@ -73,7 +73,7 @@ async def test_a_grpc_caller_sees_where_the_stream_goes_on(providers: ProviderFl
         upstreams["first"].script = break_after("one ")
         upstreams["second"].script = lambda exchange: answer(exchange, "two")
         call = service.stub.StreamComplete(stream_request(continue_stream=True))
-        kinds, text, report = [], "", None
+        kinds, text, report = [], "", routing_pb2.RoutingReport()
         async for message in call:
             kinds.append(message.WhichOneof("event"))
             if kinds[-1] == "continued":

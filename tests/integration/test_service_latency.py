@@ -3,9 +3,11 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import msgspec
 import pytest
@@ -13,10 +15,12 @@ import pytest
 from routing.engine import Engine
 from routing.health import State
 from routing.model import RouteRequest
+from routing.outcomes import Outcome
 from routing.policy import FailbackPolicy, Policy
 from service.complete import Completer
-from service.completion import Completion, Report
+from service.completion import Begun, Completion, Continued, Report
 from service.config_file import load
+from service.errors import StreamBrokenError
 from service.providers.aiohttp_transport import AiohttpTransport
 from service.providers.base import Operation
 from service.providers.openai_compatible import OpenAICompatible
@@ -121,3 +125,51 @@ async def test_f01_requests_that_hang_past_their_threshold_move_the_model_to_the
     for task in hanging:
         task.cancel()
     await asyncio.gather(*hanging, return_exceptions=True)
+
+
+async def _crawl(parts: Parts, **wishes: Any) -> list[Any]:
+    """Stream while aurora crawls, 45 s from one event to the next; return what came."""
+    await parts.fleet.inject(Fault(kind=FaultKind.CRAWL, provider="aurora", tokens_per_s_multiplier=0.002))
+    fields = FIELDS | {"min_tokens": msgspec.Raw(b"400")}
+    completion = Completion(
+        Operation.CHAT, fields, RouteRequest(GPT4), request_id="r", edge="test", stream=True, **wishes
+    )
+    came: list[Any] = []
+    async with aclosing(parts.completer.stream(completion)) as items:
+        while not came or not isinstance(came[-1], Report):
+            waiting = asyncio.ensure_future(anext(items))
+            if came and came[-1] is not None and not any(isinstance(item, Continued) for item in came):
+                # While nobody but the provider is waited for: a reader's own time is not the provider's.
+                await asyncio.sleep(0)
+                parts.clock.leap(45)
+            came.append(await waiting)
+    return came
+
+
+async def test_a_stream_that_crawls_is_ended_openly(parts: Parts) -> None:
+    """A token in 45 s is below any floor, though no single pause is as long as a stall."""
+    with pytest.raises(StreamBrokenError, match=r"the stream crawled at 0\.0[0-9]+ tokens/s, below its floor of 1"):
+        await _crawl(parts)
+    assert parts.fleet.stats("borealis").total == 0
+    await parts.fleet.until(lambda: parts.fleet.stats("aurora").in_flight == 0)
+
+
+async def test_a_stream_that_crawls_goes_on_elsewhere_for_who_asked(parts: Parts) -> None:
+    came = await _crawl(parts, continues=True)
+    assert isinstance(came[0], Begun)
+    (continued,) = (item for item in came if isinstance(item, Continued))
+    assert continued.endpoint.provider == "borealis"
+    assert [a.outcome for a in came[-1].attempts] == [Outcome.STALLED, Outcome.OK]
+    await parts.fleet.until(lambda: parts.fleet.stats("aurora").in_flight == 0)
+
+
+async def test_a_slow_reader_is_not_taken_for_a_crawl(parts: Parts) -> None:
+    completion = Completion(
+        Operation.CHAT, FIELDS, RouteRequest(GPT4), request_id="r", edge="test", stream=True, continues=True
+    )
+    async with aclosing(parts.completer.stream(completion)) as items:
+        async for item in items:
+            parts.clock.leap(45)
+            last = item
+    assert isinstance(last, Report)
+    assert last.endpoint.provider == "aurora"
