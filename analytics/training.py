@@ -21,7 +21,7 @@ class TrainingRows:
     `x`: n × k float64 features (a logged -0.0 comes as 0.0, by DuckDB's ASOF join);
     `y`: n int8 labels, 1 if the endpoint was degraded at any moment in (time, time +
     horizon]; `mask`: n bools, False where the label is not known for want of evidence; `time`: n float64 unix
-    seconds; `endpoint`: n str.
+    seconds; `endpoint` and its `provider`: n str.
     """
 
     feature_set: str
@@ -30,6 +30,23 @@ class TrainingRows:
     mask: npt.NDArray[np.bool_]
     time: npt.NDArray[np.float64]
     endpoint: npt.NDArray[np.object_]
+    provider: npt.NDArray[np.object_]
+
+
+@dataclass(frozen=True, slots=True)
+class WatchedRows:
+    """n forecasts that a serving and a watched forecaster made at the same moments, ordered by time and endpoint.
+
+    `risk` and `shadow_risk`: n float64; the rest as in `TrainingRows`.
+    """
+
+    risk: npt.NDArray[np.float64]
+    shadow_risk: npt.NDArray[np.float64]
+    y: npt.NDArray[np.int8]
+    mask: npt.NDArray[np.bool_]
+    time: npt.NDArray[np.float64]
+    endpoint: npt.NDArray[np.object_]
+    provider: npt.NDArray[np.object_]
 
 
 def training_rows(
@@ -79,4 +96,43 @@ def training_rows(
         mask=np.asarray(columns["known"], dtype=np.bool_),
         time=np.asarray(columns["time"], dtype=np.float64),
         endpoint=np.asarray(columns["endpoint"], dtype=np.object_),
+        provider=np.asarray(columns["provider"], dtype=np.object_),
     )
+
+
+def watched_rows(
+    connection: duckdb.DuckDBPyConnection, horizon_s: float, since: float, until: float, shadow: str
+) -> WatchedRows:
+    """Labelled moments of [since, until) (unix seconds) at which both the champion and `shadow` made a forecast."""
+    columns = connection.execute(
+        sql_text_of("watched_rows"),
+        {"since": utc_timestamp(since), "until": utc_timestamp(until), "horizon_s": horizon_s, "shadow": shadow},
+    ).fetchnumpy()
+    return WatchedRows(
+        risk=np.asarray(columns["risk"], dtype=np.float64),
+        shadow_risk=np.asarray(columns["shadow_risk"], dtype=np.float64),
+        y=np.asarray(columns["y"], dtype=np.int8),
+        mask=np.asarray(columns["known"], dtype=np.bool_),
+        time=np.asarray(columns["time"], dtype=np.float64),
+        endpoint=np.asarray(columns["endpoint"], dtype=np.object_),
+        provider=np.asarray(columns["provider"], dtype=np.object_),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeContrast:
+    """How often probes and live attempts of one endpoint failed over a period."""
+
+    endpoint: str
+    probes: int
+    probes_failed: int
+    live: int
+    live_failed: int
+
+
+def probe_contrasts(connection: duckdb.DuckDBPyConnection, since: float, until: float) -> list[ProbeContrast]:
+    """Compare probes with live attempts of the same minutes, by endpoint, over [since, until) (unix seconds)."""
+    rows = connection.execute(
+        sql_text_of("probe_contrasts"), {"since": utc_timestamp(since), "until": utc_timestamp(until)}
+    ).fetchall()
+    return [ProbeContrast(*row) for row in rows]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from analytics.training import TrainingRows
+from analytics.training import TrainingRows, WatchedRows
 from scoring.alarms import Interval, Series
 from scoring.features import FEATURES, in_domain
 
@@ -28,7 +28,19 @@ class Part:
     judged: npt.NDArray[np.bool_]
     time: _Floats
     endpoint: npt.NDArray[np.object_]
+    provider: npt.NDArray[np.object_]
     horizon_s: float
+
+    @property
+    def groups(self) -> list[str]:
+        """The group of each row, by which it is calibrated."""
+        return [str(name) for name in self.provider]
+
+    @property
+    def tick_s(self) -> float:
+        """The usual time between two rows of one endpoint; 0 with fewer than two rows."""
+        ticks = np.unique(self.time)
+        return float(np.median(np.diff(ticks))) if len(ticks) > 1 else 0.0
 
     @property
     def labelled(self) -> tuple[_Floats, npt.NDArray[np.int8]]:
@@ -89,7 +101,15 @@ def split(rows: TrainingRows, shares: tuple[float, ...], horizon_s: float) -> li
                 judged[chosen],
                 rows.time[chosen],
                 rows.endpoint[chosen],
+                rows.provider[chosen],
                 horizon_s,
             )
         )  # fmt: skip
     return parts
+
+
+def watched_part(rows: WatchedRows, horizon_s: float) -> Part:
+    """Return the moments at which champion and shadow both spoke; without features, as what they said is judged."""
+    spoke = np.ones(len(rows.time), dtype=np.bool_)
+    nothing = np.empty((len(rows.time), 0))
+    return Part(nothing, rows.y, rows.mask, spoke, rows.time, rows.endpoint, rows.provider, horizon_s)

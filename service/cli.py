@@ -16,6 +16,8 @@ app = App(
 )
 analytics = App(name="analytics", help="Tables from the history.")
 app.command(analytics)
+models = App(name="models", help="Forecasters: who serves, who is watched, and the way back.")
+app.command(models)
 thresholds = App(name="thresholds", help="Thresholds that learn from history: proposed, applied, taken back.")
 app.command(thresholds)
 # Imported only when they run, so their help stands here.
@@ -29,7 +31,7 @@ for command, purpose in (
     ("failover:restore", "Let a drained endpoint earn its traffic back."),
     ("failover:switch", "Send a model's traffic to one of its endpoints; without an endpoint, end that."),
     ("health:health", "Ask a service for its health; exit with 1 unless it is serving."),
-    ("train:train", "Retrain the forecaster on the history."),
+    ("retrain:retrain", "Retrain the forecaster on the history, once; for cron and Kubernetes."),
     ("history:sql", "Run a read-only query over the history."),
     ("backtest:backtest", "Replay the history under the current, the proposed and baseline policies."),
 ):
@@ -41,6 +43,13 @@ for question, purpose in (
     ("summary", "All requests together: failed, failed over, latency, cost."),
 ):
     analytics.command(f"service.commands.history:{question}", help=purpose)
+
+for step, name, purpose in (
+    ("list_models", "list", "Show the models of a service and their roles."),
+    ("promote", "promote", "Let a model serve, without the gate."),
+    ("roll_back", "rollback", "Take the serving model out of service; the one before it serves."),
+):
+    models.command(f"service.commands.retrain:{step}", name=name, help=purpose)
 
 for step, name, purpose in (
     ("propose", "propose", "Replay the history under every single step; propose the best that is certified safe."),

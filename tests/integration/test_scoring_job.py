@@ -1,26 +1,28 @@
-"""The training job on a history written as the service writes it."""
+"""The retraining job on a history written as the service writes it."""
 
+import dataclasses
+import re
+import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from analytics.records import AttemptRecord, HealthRecord
 from analytics.segments import SegmentWriter
-from scoring.artifact import ArtifactError, Manifest, checksum, code_version, libraries, load
-from scoring.calibration import Calibration
-from scoring.features import FEATURE_SET, NAMES, Member, matrix
-from scoring.forecaster import Forecaster, Weighted
-from scoring.job import TrainReport, Verdict, train
-from scoring.linear import Linear
-from scoring.metrics import Skill
+from analytics.store import connect
+from scoring.artifact import ArtifactError, load
+from scoring.features import FEATURE_SET, Member, matrix
+from scoring.job import BusyError, RetrainReport, Settings, Verdict, retrain
 from scoring.packing import pack
 from scoring.registry import PRIOR, Registry
+from scoring.report import page
 from sim.traffic import play, traces
 from sim.world import START_S, Setting, make_world
+from tests.forecasters import manifest, stump
 
 SEEDS = (11, 12, 13)
 SPAN = (START_S, START_S + 5_000.0)
+QUICK = Settings(block_s=150.0, min_blocks=3, shadow_s=0.0, seed=3)
 
 
 @pytest.fixture(scope="module")
@@ -70,39 +72,40 @@ def served(data_dir: Path) -> str:
 
 
 def copy_of(history: Path, target: Path) -> Path:
-    """A data directory of its own that shares the history."""
-    (target / "history").symlink_to(history / "history", target_is_directory=True)
+    """A data directory of its own that shares the compacted history."""
+    shutil.copytree(history / "history", target / "history")
     return target
 
 
-def run(data_dir: Path) -> TrainReport:
-    return train(data_dir, since=SPAN[0], until=SPAN[1], seed=3)
+def run(data_dir: Path, **changed: float) -> RetrainReport:
+    settings = dataclasses.replace(QUICK, **changed)  # type: ignore[arg-type]
+    return retrain(data_dir, since=SPAN[0], until=SPAN[1], settings=settings)
+
+
+def events(data_dir: Path) -> list[tuple[str, str]]:
+    with connect(data_dir / "history") as connection:
+        rows = connection.execute("SELECT event, version FROM model_events WHERE metric <> 'probe_versus_live_z'")
+        return [(str(event), str(version)) for event, version in rows.fetchall()]
 
 
 def test_the_verdict_follows_from_the_figures(history: Path, tmp_path: Path) -> None:
-    data_dir = copy_of(history, tmp_path)
-    report = run(data_dir)
-    assert report.verdict in (Verdict.PROMOTED, Verdict.KEPT)
-    assert report.candidate is not None
-    assert report.champion is not None
+    data_dir, steps = copy_of(history, tmp_path), list[str]()
+    report = retrain(data_dir, since=SPAN[0], until=SPAN[1], settings=QUICK, progress=steps.append)
+    assert report.gate is not None, report.reason
     assert min(report.incidents) >= 1
-    own, other = report.candidate, report.champion
-    assert None not in (own.pr_auc, own.brier, own.brier_skill, other.pr_auc, other.brier)
-    better = own.brier_skill > 0 and own.pr_auc >= other.pr_auc and own.brier <= other.brier  # type: ignore[operator]
-    assert (report.verdict is Verdict.PROMOTED) == better, report
-    assert served(data_dir) == report.version
-    assert report.version == (report.candidate_version if better else load(PRIOR).manifest.version)
-    manifest = load(data_dir / "models" / report.candidate_version).manifest
-    assert manifest.parent == load(PRIOR).manifest.version
-    assert manifest.skill == own
-
-
-def test_a_champion_without_skill_is_replaced(history: Path, tmp_path: Path) -> None:
-    data_dir = copy_of(history, tmp_path)
-    promote_constant(data_dir)
-    report = run(data_dir)
-    assert report.verdict is Verdict.PROMOTED, report.reason
-    assert served(data_dir) == report.candidate_version
+    gate = report.gate
+    assert {c.rival for c in gate.comparisons[1:]} <= {"level", "breaker"}
+    assert gate.comparisons[0].rival == load(PRIOR).manifest.version
+    beaten = all(c.low >= 0 for c in gate.comparisons[1:]) and gate.comparisons[0].difference >= 0
+    assert beaten or not gate.passed
+    assert (report.verdict is Verdict.PROMOTED) == gate.passed
+    assert served(data_dir) == report.champion
+    registered = load(data_dir / "models" / report.candidate).manifest
+    assert (registered.parent, registered.skill) == (load(PRIOR).manifest.version, gate.skill)
+    assert registered.kind in ("trees", "logistic", "level")
+    assert (registered.data_from, registered.data_until) == SPAN
+    assert events(data_dir)[0] == ("registered" if gate.passed else "kept", report.candidate)
+    assert steps[:2] == ["read the history", "fit the trees"]
 
 
 def test_the_job_is_reproducible(history: Path, tmp_path: Path) -> None:
@@ -110,24 +113,32 @@ def test_the_job_is_reproducible(history: Path, tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         report = run(copy_of(history, tmp_path / name))
-        digests.add(load(tmp_path / name / "models" / report.candidate_version).manifest.arrays_sha256)
+        digests.add(load(tmp_path / name / "models" / report.candidate).manifest.arrays_sha256)
     assert len(digests) == 1
 
 
-def promote_constant(data_dir: Path) -> None:
-    """Make a forecaster that always says 2 % the champion."""
-    none = np.zeros(len(NAMES))
-    says_nothing = Linear(none, none + 1, none, -4.0)
-    arrays = pack(Forecaster((Weighted(1.0, says_nothing),), Calibration(), load(PRIOR).forecaster.domain))
-    registry = Registry(data_dir)
-    manifest = Manifest(
-        version="constant", kind="logistic", code=code_version(), data_from=None, data_until=None, trained_at=None,
-        seed=0, feature_set=FEATURE_SET, features=NAMES, horizon_s=60.0,
-        threshold=0.5, libraries=libraries(), data="none", skill=Skill(0, 0.0, None, None, None),
-        false_alarms_per_day=None, endpoint_days=0.0, incidents={}, parent=None, arrays_sha256=checksum(arrays),
-    )  # fmt: skip
-    registry.register(arrays, manifest)
-    registry.promote("constant")
+def test_two_runs_at_once_are_one_too_many(history: Path, tmp_path: Path) -> None:
+    data_dir = copy_of(history, tmp_path)
+
+    def meanwhile(step: str) -> None:
+        if step == "read the history":
+            with pytest.raises(BusyError, match="another run"):
+                run(data_dir)
+            raise InterruptedRunError
+
+    with pytest.raises(InterruptedRunError):
+        retrain(data_dir, since=SPAN[0], until=SPAN[1], settings=QUICK, progress=meanwhile)
+    assert served(data_dir) == load(PRIOR).manifest.version
+
+
+class InterruptedRunError(Exception):
+    """What a test does to the job."""
+
+
+def test_too_short_a_history_says_how_much_is_needed(history: Path, tmp_path: Path) -> None:
+    report = run(copy_of(history, tmp_path), block_s=86_400.0)
+    assert report.verdict is Verdict.NOT_ENOUGH
+    assert "needed: 3 blocks of 24 h, so a history of about 288 h" in report.reason
 
 
 def test_an_empty_history_says_what_is_needed(tmp_path: Path) -> None:
@@ -135,8 +146,7 @@ def test_an_empty_history_says_what_is_needed(tmp_path: Path) -> None:
     assert report.verdict is Verdict.NOT_ENOUGH
     assert report.reason.startswith("0 rows and 0 incidents")
     assert "needed: 1000 rows" in report.reason
-    assert report.version == load(PRIOR).manifest.version
-    assert not (tmp_path / "models").exists()
+    assert report.champion == load(PRIOR).manifest.version
 
 
 def test_a_disk_that_refuses_leaves_the_serving_model(history: Path, tmp_path: Path) -> None:
@@ -145,3 +155,116 @@ def test_a_disk_that_refuses_leaves_the_serving_model(history: Path, tmp_path: P
     with pytest.raises((OSError, ArtifactError)):
         run(data_dir)
     assert served(data_dir) == load(PRIOR).manifest.version
+
+
+# Shadows: what champion and shadow said about live traffic decides.
+
+HOURS = 3
+ONSETS = tuple(START_S + 900.0 + 1800.0 * i for i in range(2 * HOURS))
+
+
+def watched_history(data_dir: Path, *, champion_foresees: bool, shadow_foresees: bool) -> Registry:
+    """Three hours with an outage of a minute each half hour; whoever foresees says so 40 s ahead, the other never."""
+    writer = SegmentWriter(data_dir / "history", "test", 1)
+    outage = {second for onset in ONSETS for second in range(int(onset), int(onset) + 60)}
+    seconds = range(int(START_S), int(START_S) + 3600 * HOURS)
+    writer.write("attempts", [attempt("e", now, failed=now in outage) for now in seconds])
+    soon = {second for onset in ONSETS for second in range(int(onset) - 40, int(onset) + 60)}
+
+    def said(now: int, foresees: bool) -> float:
+        return 0.9 if foresees and now in soon else 0.01
+
+    rows = [
+        health("e", now, risk=said(now, champion_foresees), shadow_risk=said(now, shadow_foresees))
+        for now in seconds[::5]
+    ]
+    writer.write("health", rows)
+    writer.close()
+    registry, arrays = Registry(data_dir), pack(stump())
+    registry.register(arrays, manifest(arrays, "shadow-1"))
+    registry.watch("shadow-1", START_S)
+    return registry
+
+
+def attempt(endpoint: str, now: float, *, failed: bool) -> AttemptRecord:
+    return AttemptRecord(
+        replica="test", time=now, started=now, request_id="", decision_id="", number=1, kind="live", endpoint=endpoint,
+        provider="p", region="r", zone="z", model="m", agent="", tenant="",
+        outcome="server_error" if failed else "ok", http_status=None, error="", ttft_ms=None if failed else 100.0,
+        latency_ms=1.0, input_tokens=None, output_tokens=None, cost_usd=None,
+    )  # fmt: skip
+
+
+def health(endpoint: str, now: float, *, risk: float, shadow_risk: float) -> HealthRecord:
+    return HealthRecord(
+        replica="test", time=now, endpoint=endpoint, provider="p", region="r", model="m", state="active", admission=1.0,
+        score=1.0, risk=risk, forecaster="old", feature_set="another", features=(), shadow="shadow-1",
+        shadow_risk=shadow_risk,
+    )  # fmt: skip
+
+
+def judge_shadow(data_dir: Path, **changed: float) -> RetrainReport:
+    settings = dataclasses.replace(QUICK, shadow_s=2 * 3600.0, block_s=1800.0, **changed)  # type: ignore[arg-type]
+    return retrain(data_dir, since=START_S, until=START_S + 3600.0 * HOURS, settings=settings)
+
+
+def test_a_shadow_that_warned_of_what_the_champion_missed_is_promoted(tmp_path: Path) -> None:
+    registry = watched_history(tmp_path, champion_foresees=False, shadow_foresees=True)
+    report = judge_shadow(tmp_path)
+    assert (report.verdict, report.champion) == (Verdict.PROMOTED, "shadow-1")
+    assert registry.roles().champion == "shadow-1"
+    assert registry.roles().shadow is None
+    assert events(tmp_path) == [("promoted", "shadow-1")]
+
+
+def test_a_shadow_that_missed_what_the_champion_saw_is_given_up(tmp_path: Path) -> None:
+    registry = watched_history(tmp_path, champion_foresees=True, shadow_foresees=False)
+    report = judge_shadow(tmp_path)
+    assert report.champion == load(PRIOR).manifest.version
+    assert "shadow-1 as a shadow" in report.shadow_note
+    assert registry.roles().retired == ("shadow-1",)
+    assert events(tmp_path) == [("retired", "shadow-1")]
+
+
+def test_a_shadow_is_watched_until_there_is_evidence_enough_but_not_for_ever(tmp_path: Path) -> None:
+    registry = watched_history(tmp_path, champion_foresees=False, shadow_foresees=True)
+    report = judge_shadow(tmp_path, min_blocks=3, max_shadow_s=86_400.0 * 9)
+    assert report.verdict is Verdict.PROMOTED
+    registry.watch("shadow-1", START_S)
+    for patience_s, shadow in ((86_400.0, "shadow-1"), (3600.0, None)):
+        settings = dataclasses.replace(QUICK, shadow_s=86_400.0, max_shadow_s=patience_s)
+        waiting = retrain(tmp_path, since=START_S, until=START_S + 3600.0 * HOURS, settings=settings)
+        assert "incidents watched so far" in waiting.shadow_note
+        assert registry.roles().shadow == shadow
+
+
+def test_probes_that_say_something_else_than_the_traffic_are_named(tmp_path: Path) -> None:
+    """Probes are answered while half of the live attempts of the same minutes fail: an event, and a line in the
+    report."""
+    writer = SegmentWriter(tmp_path / "history", "test", 1)
+    seconds = range(int(START_S), int(START_S) + 600)
+    live = [attempt("e", now, failed=bool(now % 2)) for now in seconds]
+    probes = [dataclasses.replace(attempt("e", now + 0.5, failed=False), kind="probe") for now in seconds[::5]]
+    honest = [dataclasses.replace(row, endpoint="honest", kind=row.kind) for row in live]
+    honest += [dataclasses.replace(row, endpoint="honest", kind="probe") for row in live[:100]]
+    writer.write("attempts", live + probes + honest)
+    writer.close()
+    report = run(tmp_path)
+    assert [found.endpoint for found in report.probes] == ["e"]
+    with connect(tmp_path / "history") as connection:
+        rows = connection.execute("SELECT event, metric, note, value < -threshold FROM model_events").fetchall()
+    assert [(row[0], row[1], row[3]) for row in rows] == [("drift", "probe_versus_live_z", True)]
+    assert "e: 0 of 120 probes failed, 300 of 600 live attempts" in rows[0][2]
+    assert "Probes of e do not speak for its traffic" in page(report, *SPAN)
+
+
+def test_the_report_holds_every_picture_and_no_outside_asset(history: Path, tmp_path: Path) -> None:
+    report = run(copy_of(history, tmp_path))
+    text = page(report, *SPAN)
+    for title in ("Reliability", "Recall against lead time", "Threshold", "Feature importance"):
+        assert f"<title>{title}</title>" in text
+    assert text.count("<svg") == 5
+    assert not re.search(r"""(?:src|href)=|url\(|@import""", text)
+    assert "nan" not in text.lower().replace("financ", "")
+    assert report.gate is not None
+    assert f"{report.gate.comparisons[0].difference:+.1f}" in text

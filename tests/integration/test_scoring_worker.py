@@ -279,7 +279,7 @@ def test_f20_a_champion_that_cries_wolf_is_taken_out_of_service_by_itself(scorin
         said.append(scoring.next())
         while isinstance(said[-1], Note | Ready):
             said.append(scoring.next())
-        if said[-1].forecaster != "wolf-1":  # type: ignore[union-attr]  # the loop above leaves forecasts alone
+        if said[-1].forecaster != "wolf-1":
             break
     notes = [message.text for message in said if isinstance(message, Note)]
     assert any(f"wolf-1 was taken out of service, {prior.manifest.version} serves" in text for text in notes), notes
