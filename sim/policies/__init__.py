@@ -39,6 +39,9 @@ _BUILDERS: Mapping[str, _Builder] = {
     "prequal": lambda e, seed, p: Prequal(len(e), seed, with_parameters(PrequalSettings(), "prequal", p)),
     "tuned-breaker": lambda e, _, p: TunedBreaker(len(e), with_parameters(TunedBreakerSettings(), "tuned-breaker", p)),
     "routecast-reflex": lambda e, _, p: Routecast(e, routing_policy("routecast-reflex", p)),
+    "routecast-hedged": lambda e, _, p: Routecast(
+        e, routing_policy("routecast-hedged", p), name="routecast-hedged", asks_for_hedges=True
+    ),
     "routecast-forecast": lambda e, _, p: Routecast(
         e, routing_policy("routecast-forecast", p), ShippedForecaster(e), name="routecast-forecast"
     ),

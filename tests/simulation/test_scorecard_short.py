@@ -55,6 +55,16 @@ def test_the_reflex_engine_fails_a_third_fewer_than_the_defaults_of_envoy_and_li
     assert mean_bad["routecast-reflex"] <= 0.7 * min(mean_bad["envoy"], mean_bad["litellm"])
 
 
+def test_hedges_are_sent_where_callers_ask_for_them_and_stay_within_their_share(out: Path) -> None:
+    """Item 11: at most 5 % of the requests of any five minutes, and one; 45 minutes hold nine of them."""
+    rows = json.loads((out / "scorecard.json").read_text())
+    metrics = [(row["policy"], row["metrics"]["hedge_share"], row["metrics"]["requests"]) for row in rows]
+    ours = [(share * requests, requests) for policy, share, requests in metrics if policy == "routecast-hedged"]
+    assert max(sent for sent, _ in ours) > 10
+    assert all(sent <= 0.05 * requests + 10 for sent, requests in ours)
+    assert all(share == 0 for policy, share, _ in metrics if policy != "routecast-hedged")
+
+
 def test_the_page_is_self_contained(out: Path) -> None:
     page = (out / "scorecard.html").read_text()
     assert page.count("<svg") == 3

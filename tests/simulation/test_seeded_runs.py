@@ -25,7 +25,7 @@ from sim.policies.routecast import Forecaster
 from tests.watched import Watched, check_log
 
 BLOCKS, SIZE = 25, 400
-BASELINES = tuple(name for name in NAMES if not name.startswith("routecast"))
+BASELINES = tuple(name for name in NAMES if "routecast" not in name and "forecast" not in name)
 # Every so many worlds, all baselines play too.
 _SHARED_EVERY = 40
 # The service ticks every 0.25 s. Most of these runs tick more seldom: that takes less time, and nothing may rest on it.

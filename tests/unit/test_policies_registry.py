@@ -14,7 +14,7 @@ from tests.policy_driver import endpoints, policy_of, request
 def test_every_name_of_the_scorecard_but_the_arena_s_oracle_is_there() -> None:
     assert NAMES == (
         "static", "consecutive", "litellm", "envoy", "bifrost", "llmgateway", "helicone", "smg", "peak-ewma", "prequal",
-        "tuned-breaker", "routecast-reflex", "routecast-forecast", "prequal+forecast",
+        "tuned-breaker", "routecast-reflex", "routecast-hedged", "routecast-forecast", "prequal+forecast",
     )  # fmt: skip
 
 
