@@ -1,10 +1,9 @@
 """The sections of the configuration about providers and how they are called."""
 
-import importlib.util
 from enum import StrEnum
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, SecretStr, StringConstraints, field_validator, model_validator
+from pydantic import Field, SecretStr, StringConstraints, model_validator
 
 from service.config_types import BaseUrl, Section, Slug
 
@@ -57,24 +56,9 @@ class Upstream(Section):
     """HTTP client of the request path; docs/decisions/dependencies.md says why aiohttp."""
     verify_tls: bool = True
     """Check the certificates of providers."""
-    http2: bool = False
-    """Speak HTTP/2 to providers that offer it; only with the client `httpx` and the extra `http2`."""
     prewarm: Annotated[int, Field(ge=0, le=100)] = 1
     """Connections that are kept ready to every provider, so that a failover does not wait for one; 0 keeps none. Only
     the client `aiohttp` can.
     """
     max_connections: Annotated[int, Field(ge=1)] = 10_000
     """Most connections to all providers together; a request beyond them waits for one, within its own time limits."""
-
-    @field_validator("http2", mode="after")
-    @classmethod
-    def _installed(cls, http2: bool) -> bool:
-        if http2 and importlib.util.find_spec("h2") is None:
-            raise ValueError("expected the extra `http2` to be installed: pip install 'routecast[http2]'")
-        return http2
-
-    @model_validator(mode="after")
-    def _spoken(self) -> Self:
-        if self.http2 and self.client != "httpx":
-            raise ValueError("expected `client: httpx` with `http2: true`")
-        return self

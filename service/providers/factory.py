@@ -19,9 +19,8 @@ def transport_for(upstream: Upstream) -> Transport:
     if not upstream.verify_tls:
         tls.check_hostname = False
         tls.verify_mode = ssl.CERT_NONE
-    if upstream.client == "httpx":
-        return HttpxTransport(tls, max_connections=upstream.max_connections, http2=upstream.http2)
-    return AiohttpTransport(tls, max_connections=upstream.max_connections)
+    make = AiohttpTransport if upstream.client == "aiohttp" else HttpxTransport
+    return make(tls, max_connections=upstream.max_connections)
 
 
 def adapter_for(provider: Provider, transport: Transport) -> Adapter:

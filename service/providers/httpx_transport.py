@@ -34,21 +34,13 @@ class HttpxTransport:
     Args:
         tls: the trust settings of https; by default the system's authorities, names verified.
         max_connections: at most this many; a request beyond them waits, within its `first_byte_s`.
-        http2: speak HTTP/2 where a server offers it in the TLS handshake; needs the extra `http2`.
     """
 
-    def __init__(
-        self,
-        tls: ssl.SSLContext | None = None,
-        *,
-        max_connections: int = MAX_CONNECTIONS,
-        http2: bool = False,
-    ) -> None:
+    def __init__(self, tls: ssl.SSLContext | None = None, *, max_connections: int = MAX_CONNECTIONS) -> None:
         self._client = httpx.AsyncHTTPTransport(
             verify=tls or ssl.create_default_context(),
             trust_env=False,
             retries=0,
-            http2=http2,
             limits=httpx.Limits(
                 max_connections=max_connections, max_keepalive_connections=_KEPT_CONNECTIONS, keepalive_expiry=IDLE_S
             ),

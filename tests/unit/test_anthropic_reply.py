@@ -239,5 +239,3 @@ def test_a_kind_is_not_configured_to_do_what_it_cannot() -> None:
             Config.model_validate(_config("anthropic", "chat", capability))
     with pytest.raises(ValidationError, match="expected no api_version"):
         Provider.model_validate({"name": "p", "base_url": "https://h", "api_version": "1"})
-    with pytest.raises(ValidationError, match="expected `client: httpx`"):
-        Config.model_validate(_config("openai", "chat") | {"upstream": {"http2": True}})
