@@ -49,7 +49,8 @@ class Ledger:
         self._filled = asyncio.Event()
         self._stopping = asyncio.Event()
         self._storing = asyncio.Lock()
-        self._settling: set[asyncio.Task[None]] = set()
+        self._next: asyncio.Task[None] | None = None
+        self._current: asyncio.Task[None] | None = None
 
     def put(self, entry: UsageRecord) -> None:
         """Take an entry. It is durable soon; `settle` waits for it."""
@@ -63,13 +64,14 @@ class Ledger:
 
         Whoever stops waiting takes nothing with him: entries on their way belong to all.
         """
-        task = asyncio.get_running_loop().create_task(self._settle(), name="usage ledger")
-        self._settling.add(task)
-        task.add_done_callback(self._settling.discard)
-        await asyncio.shield(task)
+        if self._next is None:
+            self._next = asyncio.get_running_loop().create_task(self._store(), name="usage ledger")
+        await asyncio.shield(self._next)
 
-    async def _settle(self) -> None:
+    async def _store(self) -> None:
         async with self._storing:
+            # Whoever comes from here on shares the commit after this one.
+            self._current, self._next = self._next, None
             entries, self._waiting = self._waiting, []
             self._filled.clear()
             if not entries:

@@ -131,6 +131,22 @@ async def test_c05_stopping_waits_for_a_segment_that_is_being_written(
     assert home.entries() == [("one", 1)]
 
 
+async def test_c05_those_who_wait_together_share_a_commit(home: Home) -> None:
+    """Callers in a closed loop: as each is answered, it comes with its next entry."""
+    database, ledger, segments = await home.open()
+    commits: list[str] = []
+    await database.run(lambda c: c.set_trace_callback(commits.append))
+
+    async def caller(name: int) -> None:
+        for n in range(20):
+            ledger.put(_entry(f"{name}-{n}"))
+            await ledger.settle()
+
+    await asyncio.gather(*(caller(name) for name in range(50)))
+    assert commits.count("COMMIT") < 100, "a thousand entries, of which fifty come at a time"
+    segments.close()
+
+
 async def test_c05_a_caller_who_leaves_takes_no_entry_with_him(home: Home) -> None:
     """He waits for the disk, on behalf of all, and leaves before it refuses."""
     database, ledger, _ = await home.open()
