@@ -130,6 +130,21 @@ class Summary:
 
 
 @dataclass(frozen=True, slots=True)
+class UsageReport:
+    """The ledger's entries of one tenant, agent, model and provider; `uncounted`: those without token counts."""
+
+    tenant: str
+    agent: str
+    model: str
+    provider: str
+    requests: int
+    input_tokens: int
+    output_tokens: int
+    cost_usd: float
+    uncounted: int
+
+
+@dataclass(frozen=True, slots=True)
 class TimelinePoint:
     """One endpoint in one bucket that begins at `time` (unix seconds).
 
@@ -174,6 +189,11 @@ def summary(connection: duckdb.DuckDBPyConnection, since: float, until: float) -
     count = len(failovers(connection, since, until))
     values = _records(connection, "summary", _period(since, until))[0]
     return Summary(**values, failovers=count)
+
+
+def usage(connection: duckdb.DuckDBPyConnection, since: float, until: float) -> list[UsageReport]:
+    """What was served and what it cost, the dearest first."""
+    return _rows(connection, UsageReport, "usage", _period(since, until))
 
 
 def timeline(connection: duckdb.DuckDBPyConnection, since: float, until: float, bucket_s: float) -> list[TimelinePoint]:

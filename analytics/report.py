@@ -14,9 +14,9 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from analytics.queries import Failover, ForecastReport, ProviderReport, Summary, TimelinePoint
+from analytics.queries import Failover, ForecastReport, ProviderReport, Summary, TimelinePoint, UsageReport
 
-Row = Failover | ForecastReport | ProviderReport | Summary | TimelinePoint
+Row = Failover | ForecastReport | ProviderReport | Summary | TimelinePoint | UsageReport
 
 _NONE = "–"
 
@@ -119,6 +119,15 @@ def render_summary(row: Summary) -> Table:
         ("cost $", f"{row.cost_usd:.4f}"),
     ):
         table.add_row(name, value)
+    return table
+
+
+def render_usage(rows: Sequence[UsageReport]) -> Table:
+    """One line per payer and server."""
+    table = _table("Usage", ["tenant", "agent", "model", "provider"], ["requests", "tokens in", "out", "USD"])
+    for row in rows:
+        figures = (str(row.requests), str(row.input_tokens), str(row.output_tokens), f"{row.cost_usd:.6f}")
+        table.add_row(row.tenant or _NONE, row.agent or _NONE, row.model, row.provider, *figures)
     return table
 
 

@@ -41,6 +41,7 @@ for question, purpose in (
     ("providers", "Every endpoint: requests, success, outcomes, latency, share, cost."),
     ("forecasts", "How good the forecasts were: precision, recall, Brier skill, lead time."),
     ("summary", "All requests together: failed, failed over, latency, cost."),
+    ("usage", "The ledger: what was served and what it cost, by who pays and who served."),
 ):
     analytics.command(f"service.commands.history:{question}", help=purpose)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import duckdb
 
-from analytics.records import AttemptRecord, HealthRecord, Record, RequestRecord, TransitionRecord
+from analytics.records import AttemptRecord, HealthRecord, Record, RequestRecord, TransitionRecord, UsageRecord
 from analytics.segments import SegmentWriter
 from analytics.store import connect
 
@@ -67,6 +67,15 @@ def transition(*, time: float, to_state: str, endpoint: str = "a", event: str = 
         replica="r1", time=time, endpoint=endpoint, provider=endpoint, region="eu", model="m", from_state="x",
         to_state=to_state, event=event, metric="failure_rate", value=0.5, threshold=0.3, actor="reflex", note="",
         snapshot_version=int(time),
+    )  # fmt: skip
+
+
+def usage(*, time: float, tenant: str = "t", cost_usd: float | None = 0.25) -> UsageRecord:
+    """An entry of the ledger, for a request of 5 tokens in and 7 out."""
+    return UsageRecord(
+        replica="r1", time=time, entry_id=f"{tenant}-{time}", request_id="q", edge="grpc", operation="chat", model="m",
+        agent="", tenant=tenant, session_id="", endpoint="a", provider="a", region="eu", attempts=1, input_tokens=5,
+        output_tokens=7, input_usd_per_mtok=1.0, output_usd_per_mtok=2.0, cost_usd=cost_usd,
     )  # fmt: skip
 
 

@@ -55,6 +55,11 @@ def summary(*, data: Data = _DATA, since: Since = "24h", as_json: AsJson = False
     _show(data, since, queries.summary, report.render_summary, as_json=as_json)
 
 
+def usage(*, data: Data = _DATA, since: Since = "24h", as_json: AsJson = False) -> None:
+    """The ledger: what was served and what it cost, by tenant, agent, model and provider."""
+    _show(data, since, queries.usage, report.render_usage, as_json=as_json)
+
+
 def sql(
     text: Annotated[str, Parameter(help="A read-only query over the streams of the history.")],
     *,

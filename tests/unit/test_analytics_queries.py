@@ -12,7 +12,7 @@ from analytics import queries, report
 from analytics.errors import HistoryError
 from analytics.records import Record
 from analytics.store import connect
-from tests.history_records import attempt, health, history, request, transition
+from tests.history_records import attempt, health, history, request, transition, usage
 
 T0 = 1_750_000_000.0
 UNTIL = T0 + 1_000_000.0
@@ -181,6 +181,21 @@ def test_impossible_periods_are_named(tmp_path: Path) -> None:
         queries.summary(connection, T0, float("inf"))
     with pytest.raises(HistoryError, match="bucket_s"):
         queries.timeline(connection, T0, UNTIL, 0.0)
+
+
+def test_c05_usage_is_summed_by_who_pays_and_who_served(tmp_path: Path) -> None:
+    entries = [
+        usage(time=T0 + n, tenant=tenant, cost_usd=cost)
+        for n, (tenant, cost) in enumerate((("a", 0.25), ("b", 0.1), ("a", None), ("a", 0.5)))
+    ]
+    connection = history(tmp_path, [*entries, usage(time=UNTIL, tenant="later", cost_usd=9.0)])
+    rows = queries.usage(connection, T0, UNTIL)
+    assert [(row.tenant, row.requests, row.uncounted) for row in rows] == [("a", 3, 1), ("b", 1, 0)]
+    assert [row.cost_usd for row in rows] == [pytest.approx(0.75), pytest.approx(0.1)]
+    assert (rows[0].input_tokens, rows[0].output_tokens) == (15, 21)
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(report.render_usage(rows))
+    assert "0.750000" in console.export_text()
 
 
 def test_reports_show_the_figures_and_a_dash_for_none(tmp_path: Path) -> None:
