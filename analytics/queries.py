@@ -5,6 +5,7 @@ fields have the names of the SQL's columns. A period is [since, until) in unix s
 None, never 0 or 1.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -160,6 +161,32 @@ class TimelinePoint:
     mean_risk: float | None
 
 
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """What one group of features added to the log-odds of an alarm, with (value, normal value) of its figures."""
+
+    group: str
+    log_odds: float
+    figures: Mapping[str, tuple[float, float]]
+
+
+@dataclass(frozen=True, slots=True)
+class Alarm:
+    """An alarm that began at `time` (unix seconds) at this risk.
+
+    `alarm`: act, or canary when it might move a tenth only; `propensity`: probability with which that was drawn.
+    """
+
+    time: float
+    endpoint: str
+    provider: str
+    forecaster: str
+    risk: float
+    alarm: str
+    propensity: float
+    explanation: tuple[Reason, ...]
+
+
 def failovers(connection: duckdb.DuckDBPyConnection, since: float, until: float) -> list[Failover]:
     """Departures of endpoints that began in the period, oldest first."""
     words = {"departed_states": list(DEPARTED_STATES), "quota_event": QUOTA_EVENT}
@@ -182,6 +209,19 @@ def forecasts(
     """How each forecaster did on each endpoint; an alarm is a risk of at least `threshold` (in [0, 1])."""
     parameters = {**_period(since, until), "threshold": threshold, "horizon_s": horizon_s}
     return _rows(connection, ForecastReport, "forecasts", parameters)
+
+
+def alarms(connection: duckdb.DuckDBPyConnection, since: float, until: float) -> list[Alarm]:
+    """Alarms that began in the period, oldest first."""
+    return [
+        Alarm(**{**row, "explanation": tuple(_reason(part) for part in json.loads(row["explanation"]))})
+        for row in _records(connection, "alarms", _period(since, until))
+    ]
+
+
+def _reason(part: list[Any]) -> Reason:
+    group, log_odds, figures = part
+    return Reason(group, log_odds, {name: (value, normal) for name, value, normal in figures})
 
 
 def summary(connection: duckdb.DuckDBPyConnection, since: float, until: float) -> Summary:

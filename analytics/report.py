@@ -14,9 +14,9 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from analytics.queries import Failover, ForecastReport, ProviderReport, Summary, TimelinePoint, UsageReport
+from analytics.queries import Alarm, Failover, ForecastReport, ProviderReport, Summary, TimelinePoint, UsageReport
 
-Row = Failover | ForecastReport | ProviderReport | Summary | TimelinePoint | UsageReport
+Row = Alarm | Failover | ForecastReport | ProviderReport | Summary | TimelinePoint | UsageReport
 
 _NONE = "–"
 
@@ -98,6 +98,21 @@ def render_forecasts(rows: Sequence[ForecastReport]) -> Table:
             f"{row.onsets_foreseen}/{row.onsets}",
             _lead(row.median_lead_s),
         )
+    return table
+
+
+def render_alarms(rows: Sequence[Alarm]) -> Table:
+    """One line per alarm: the groups that raised the risk, with the figures behind them."""
+    table = _table("Alarms", ["time", "endpoint", "may", "raised by", "figures (normal)"], ["risk"])
+    for row in rows:
+        raised = [reason for reason in row.explanation if reason.log_odds > 0][:2]
+        figures = "; ".join(
+            f"{name} {value:.3g} ({normal:.2g})"
+            for reason in raised
+            for name, (value, normal) in reason.figures.items()
+        )
+        groups = ", ".join(f"{reason.group} {reason.log_odds:+.1f}" for reason in raised)
+        table.add_row(_clock(row.time), row.endpoint, row.alarm, groups or _NONE, figures or _NONE, f"{row.risk:.2f}")
     return table
 
 

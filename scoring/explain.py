@@ -8,33 +8,17 @@ Interpreting Model Predictions", 2017, with one reference point). Six groups mak
 from itertools import combinations
 from math import factorial
 
-import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from scoring.features import FEATURES, NAMES, Group
 from scoring.forecaster import Forecaster
+from scoring.reasons import Contribution, Figure
 
 _Floats = npt.NDArray[np.float64]
 _GROUPS = tuple(Group)
 _MEMBERS = np.array([[feature.group is group for feature in FEATURES] for group in _GROUPS])
 _FIGURES_PER_GROUP = 2
-
-
-class Figure(msgspec.Struct, frozen=True, array_like=True):
-    """One feature of an explanation: its value now, and what is normal by the model's training data."""
-
-    name: str
-    value: float
-    normal: float
-
-
-class Contribution(msgspec.Struct, frozen=True, array_like=True):
-    """What one group adds to the log-odds, with its features that lie furthest from normal."""
-
-    group: str
-    log_odds: float
-    figures: tuple[Figure, ...]
 
 
 def _coalitions() -> tuple[npt.NDArray[np.bool_], _Floats]:

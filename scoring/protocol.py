@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from routing.outcomes import Outcome
-from scoring.explain import Contribution
+from scoring.reasons import Contribution
 
 MAX_FRAME_BYTES = 64 * 1024 * 1024
 _LENGTH_BYTES = 4

@@ -15,10 +15,11 @@ from analytics.records import HealthRecord
 from routing.window import Window
 from scoring.acting import Alarm, AlarmDesk, share_kept
 from scoring.artifact import Model
-from scoring.explain import Contribution, contributions
+from scoring.explain import contributions
 from scoring.features import FEATURE_SET, Member, in_domain, matrix
 from scoring.monitor import Doubt, Monitor
 from scoring.protocol import AlarmNote, Batch, EndpointStatus, Forecast, Hello, Observation, ProtocolError
+from scoring.reasons import Contribution
 
 _Floats = npt.NDArray[np.float64]
 Risks = list[float | None]

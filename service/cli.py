@@ -40,6 +40,7 @@ for question, purpose in (
     ("failovers", "Every departure of an endpoint: cause, lead time, duration, requests moved."),
     ("providers", "Every endpoint: requests, success, outcomes, latency, share, cost."),
     ("forecasts", "How good the forecasts were: precision, recall, Brier skill, lead time."),
+    ("alarms", "Every alarm of the forecast: what raised the risk, and what the alarm might do."),
     ("summary", "All requests together: failed, failed over, latency, cost."),
     ("usage", "The ledger: what was served and what it cost, by who pays and who served."),
 ):

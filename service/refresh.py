@@ -174,6 +174,11 @@ class ScoringLink:
         match message:
             case Forecast():
                 kept = {name: alarm.kept for name, alarm in message.alarms.items()}
+                known = self._router.risk_reasons
+                # Told once, when an alarm begins; swapped whole, so that a decision keeps those it was taken under.
+                self._router.risk_reasons = {
+                    name: alarm.why or known.get(name, ()) for name, alarm in message.alarms.items()
+                }
                 self._router.forecast(
                     Forecasts(message.time, message.forecaster, message.threshold, message.risks, kept)
                 )

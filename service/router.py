@@ -6,7 +6,7 @@ history as records.
 
 import logging
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from random import Random
 from typing import Protocol
@@ -17,6 +17,7 @@ from routing.errors import UnknownModelError
 from routing.forecasts import Forecasts
 from routing.model import Endpoint, RouteRequest
 from routing.pipeline import Decision, decide, in_order
+from scoring.reasons import Contribution
 from service.clock import Clock
 from service.errors import NotFoundError
 
@@ -27,8 +28,8 @@ _REMEMBERED = 10_000
 
 @dataclass(frozen=True, slots=True)
 class Decided:
-    """A decision under its id, with the forecaster it rested on ("" without one) and the risk that degraded
-    endpoints.
+    """A decision under its id, with the forecaster it rested on ("" without one), the risk that degraded endpoints, and
+    what had raised the risk of those in alarm, by endpoint id.
     """
 
     id: str
@@ -37,6 +38,7 @@ class Decided:
     decision: Decision
     forecaster: str
     risk_threshold: float | None
+    risk_reasons: Mapping[str, tuple[Contribution, ...]]
 
     @property
     def threshold(self) -> dict[str, object]:
@@ -77,6 +79,7 @@ class Router:
         self._probe: Callable[[Endpoint], None] | None = None
         self._providers = sorted({e.provider for e in engine.catalogue.endpoints.values()})
         self._decisions: OrderedDict[str, Decided] = OrderedDict()
+        self.risk_reasons: Mapping[str, tuple[Contribution, ...]] = {}
 
     def listen(self, listener: Listener) -> None:
         """Add a listener."""
@@ -110,7 +113,9 @@ class Router:
 
     def _under(self, decision_id: str, request_id: str, number: int, decision: Decision) -> Decided:
         snapshot = self.engine.snapshot
-        return Decided(decision_id, request_id, number, decision, snapshot.forecaster, snapshot.threshold)
+        return Decided(
+            decision_id, request_id, number, decision, snapshot.forecaster, snapshot.threshold, self.risk_reasons
+        )
 
     def preview(self, request: RouteRequest) -> Decision:
         """Decide without recording it, for explanations. Raises NotFoundError for an unknown model or provider."""
@@ -186,6 +191,7 @@ class Router:
     def withdraw_forecast(self) -> None:
         """The scoring process is gone: its last word no longer counts from the next tick on."""
         self.engine.withdraw_forecast()
+        self.risk_reasons = {}
 
     def tick(self) -> None:
         """Let time pass."""

@@ -50,6 +50,11 @@ def forecasts(*, data: Data = _DATA, since: Since = "24h", as_json: AsJson = Fal
     _show(data, since, queries.forecasts, report.render_forecasts, as_json=as_json)
 
 
+def alarms(*, data: Data = _DATA, since: Since = "24h", as_json: AsJson = False) -> None:
+    """Every alarm of the forecast: what raised the risk, and what the alarm might do."""
+    _show(data, since, queries.alarms, report.render_alarms, as_json=as_json)
+
+
 def summary(*, data: Data = _DATA, since: Since = "24h", as_json: AsJson = False) -> None:
     """All requests together: failed, failed over, latency, cost."""
     _show(data, since, queries.summary, report.render_summary, as_json=as_json)

@@ -12,6 +12,7 @@ from routing.health import State
 from routing.model import Capability, Objective
 from routing.outcomes import Outcome
 from routing.pipeline import Considered
+from scoring.reasons import Contribution
 from service.completion import Continued, Report
 from service.errors import AttemptReport
 from service.providers.base import Chunk
@@ -206,8 +207,10 @@ def embeddings_to_proto(body: bytes, report: Report) -> router_pb2.EmbedResponse
     )
 
 
-def candidate_to_proto(considered: Considered, base_url: str) -> routing_pb2.Candidate:
-    """Return one candidate of a decision."""
+def candidate_to_proto(
+    considered: Considered, base_url: str, reasons: tuple[Contribution, ...] = ()
+) -> routing_pb2.Candidate:
+    """Return one candidate of a decision, with what had raised its risk."""
     facts = considered.candidate.facts
     return routing_pb2.Candidate(
         endpoint_id=facts.endpoint.id,
@@ -223,6 +226,14 @@ def candidate_to_proto(considered: Considered, base_url: str) -> routing_pb2.Can
         exclusion=considered.exclusion,
         contributions=considered.candidate.contributions,
         median_latency=None if facts.latency_s is None else duration(facts.latency_s),
+        risk_reasons=[
+            routing_pb2.RiskReason(
+                group=reason.group,
+                log_odds=reason.log_odds,
+                figures=[routing_pb2.RiskFigure(name=f.name, value=f.value, normal=f.normal) for f in reason.figures],
+            )
+            for reason in reasons
+        ],
     )
 
 

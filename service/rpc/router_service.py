@@ -173,14 +173,19 @@ class RouterService(router_pb2_grpc.RouterServiceServicer):
             objective=convert.objective_to_proto(decision.request.objective),
             chosen_endpoint_id=decision.chosen.facts.endpoint.id if decision.chosen else "",
             candidates=[
-                convert.candidate_to_proto(c, self._base_url(c.candidate.facts.endpoint)) for c in decision.considered
+                convert.candidate_to_proto(
+                    c,
+                    self._base_url(c.candidate.facts.endpoint),
+                    decided.risk_reasons.get(c.candidate.facts.endpoint.id, ()),
+                )
+                for c in decision.considered
             ],
             draw=decision.draw,
             panic=decision.panic,
             thresholds={name: str(value) for name, value in (engine.thresholds() | decided.threshold).items()},
             weights=WEIGHTS[decision.request.objective],
             forecaster=decided.forecaster,
-            summary=summary(decision),
+            summary=summary(decision, decided.risk_reasons),
         )
 
     def _base_url(self, endpoint: Endpoint) -> str:

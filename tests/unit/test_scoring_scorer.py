@@ -12,9 +12,9 @@ from routing.outcomes import Outcome
 from scoring.acting import CANARY_SHARE, AlarmDesk, Mode, share_kept
 from scoring.artifact import Model, load
 from scoring.domain import Domain
-from scoring.explain import Contribution
 from scoring.features import NAMES, Group
 from scoring.protocol import Batch, EndpointInfo, Forecast, Hello, Observation
+from scoring.reasons import Contribution
 from scoring.registry import PRIOR
 from scoring.scorer import Scorer
 

@@ -314,6 +314,7 @@ class Candidate(_message.Message):
     EXCLUSION_FIELD_NUMBER: _builtins.int
     CONTRIBUTIONS_FIELD_NUMBER: _builtins.int
     MEDIAN_LATENCY_FIELD_NUMBER: _builtins.int
+    RISK_REASONS_FIELD_NUMBER: _builtins.int
     endpoint_id: _builtins.str
     provider: _builtins.str
     region: _builtins.str
@@ -339,6 +340,10 @@ class Candidate(_message.Message):
     def median_latency(self) -> _duration_pb2.Duration:
         """Median latency of the last five minutes; unset without values."""
 
+    @_builtins.property
+    def risk_reasons(self) -> _containers.RepeatedCompositeFieldContainer[Global___RiskReason]:
+        """Why the risk is so high, as it was when the alarm began, the strongest reason first; empty without an alarm."""
+
     def __init__(
         self,
         *,
@@ -355,16 +360,77 @@ class Candidate(_message.Message):
         exclusion: _builtins.str = ...,
         contributions: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
         median_latency: _duration_pb2.Duration | None = ...,
+        risk_reasons: _abc.Iterable[Global___RiskReason] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_risk", b"_risk", "median_latency", b"median_latency", "risk", b"risk"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_risk", b"_risk", "base_url", b"base_url", "contributions", b"contributions", "endpoint_id", b"endpoint_id", "exclusion", b"exclusion", "median_latency", b"median_latency", "provider", b"provider", "provider_model", b"provider_model", "region", b"region", "risk", b"risk", "score", b"score", "share", b"share", "state", b"state", "zone", b"zone"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_risk", b"_risk", "base_url", b"base_url", "contributions", b"contributions", "endpoint_id", b"endpoint_id", "exclusion", b"exclusion", "median_latency", b"median_latency", "provider", b"provider", "provider_model", b"provider_model", "region", b"region", "risk", b"risk", "risk_reasons", b"risk_reasons", "score", b"score", "share", b"share", "state", b"state", "zone", b"zone"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__risk: _TypeAlias = _typing.Literal["risk"]  # noqa: Y015
     _WhichOneofArgType__risk: _TypeAlias = _typing.Literal["_risk", b"_risk"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType__risk) -> _WhichOneofReturnType__risk | None: ...
 
 Global___Candidate: _TypeAlias = Candidate  # noqa: Y015
+
+@_typing.final
+class RiskReason(_message.Message):
+    """What one group of figures (failures, rate limits, latency, ...) added to a forecast."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GROUP_FIELD_NUMBER: _builtins.int
+    LOG_ODDS_FIELD_NUMBER: _builtins.int
+    FIGURES_FIELD_NUMBER: _builtins.int
+    group: _builtins.str
+    log_odds: _builtins.float
+    """Added to the log-odds of degradation, against an endpoint at its normal values; the groups add up."""
+    @_builtins.property
+    def figures(self) -> _containers.RepeatedCompositeFieldContainer[Global___RiskFigure]:
+        """The figures of the group that lie furthest from normal."""
+
+    def __init__(
+        self,
+        *,
+        group: _builtins.str = ...,
+        log_odds: _builtins.float = ...,
+        figures: _abc.Iterable[Global___RiskFigure] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["figures", b"figures", "group", b"group", "log_odds", b"log_odds"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RiskReason: _TypeAlias = RiskReason  # noqa: Y015
+
+@_typing.final
+class RiskFigure(_message.Message):
+    """One figure a forecast looked at."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    VALUE_FIELD_NUMBER: _builtins.int
+    NORMAL_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Feature name, explained in docs/features.md."""
+    value: _builtins.float
+    normal: _builtins.float
+    """Its value while nothing is wrong."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        value: _builtins.float = ...,
+        normal: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "normal", b"normal", "value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RiskFigure: _TypeAlias = RiskFigure  # noqa: Y015
 
 @_typing.final
 class Attempt(_message.Message):
