@@ -50,7 +50,7 @@ def propose(
     config: MaybeConfig = None,
     data: MaybeData = None,
     days: Days = 30.0,
-    hours: Hours = 48,
+    hours: Hours = 120,
     step: Annotated[str, Parameter(help="Judge only this change, as name=value (lists as 0.1,0.3,0.6).")] = "",
     jobs: Annotated[int, Parameter(help="Processes.")] = 2,
 ) -> None:
@@ -70,7 +70,8 @@ def propose(
             _worlds(all_hours), Worlds(simulated, ("simulated",) * len(simulated)), _SEEDS,
             service.in_force.policy, service.model, aim, steps=steps, jobs=jobs, progress=progress,
         )  # fmt: skip
-    OUT.print(_trials(tuning))
+    if tuning.trials:
+        OUT.print(_trials(tuning))
     OUT.print(tuning.reason, soft_wrap=True, highlight=False)
     # A step that somebody asked for is put on record with whatever speaks against it.
     trial = tuning.chosen or (tuning.trials[0] if step and tuning.trials else None)

@@ -10,7 +10,7 @@ from sim.replay.backtest import IncidentReport
 from sim.scorecard.summary import Estimate
 
 INK, PALE, OURS, HARM = "#26323d", "#8a96a3", "#3b6fd4", "#c2463c"
-_ROW, _LABELS, _WIDTH = 26, 190, 1080
+_ROW, _LABELS, _WIDTH = 26, 240, 1180
 _BEFORE_S, _AFTER_S = 300.0, 300.0
 
 
@@ -52,7 +52,7 @@ def departures(incidents: Sequence[IncidentReport], policies: Sequence[str], hig
     for row, incident in enumerate(incidents):
         y = 40 + row * _ROW
         length = min(incident.end - incident.begin, _AFTER_S) * scale
-        parts.append(_text(_LABELS - 8, y + 4, f"{row + 1}. {incident.kind}, {incident.endpoint}"[:30], "end"))
+        parts.append(_text(_LABELS - 8, y + 4, f"{row + 1}. {incident.kind}, {incident.endpoint}"[:38], "end"))
         parts.append(
             f'<rect x="{zero:.1f}" y="{y - 7}" width="{length:.1f}" height="14" fill="{HARM}" opacity="0.15"/>'
         )

@@ -99,6 +99,11 @@ class Chronicle:
         """How many hours each hour of this span represents."""
         return self.span.stands_for
 
+    @property
+    def counted_s(self) -> float:
+        """How long requests count: in a span of less than a minute, until the end of that minute."""
+        return self.scenario.duration_s - self.warm_s
+
     def world(self, seed: int) -> World:
         """Draw a world that the evidence allows. The same seed draws the same world."""
         rng = generator(seed, Stream.INCIDENTS)

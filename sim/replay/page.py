@@ -15,7 +15,7 @@ from sim.replay.charts import bars, departures
 from sim.scorecard.summary import Estimate
 
 _STYLE = (
-    "body{font:15px/1.5 system-ui,sans-serif;color:#26323d;max-width:1240px;margin:2rem auto;padding:0 1rem}"
+    "body{font:15px/1.5 system-ui,sans-serif;color:#26323d;max-width:1400px;margin:2rem auto;padding:0 1rem}"
     "table{border-collapse:collapse;font-size:13px;margin:1rem 0;display:block;overflow-x:auto}"
     "th,td{padding:.25rem .6rem;text-align:right;border-bottom:1px solid #e3e7eb;white-space:nowrap}"
     "th:first-child,td:first-child{text-align:left}tr.current{font-weight:600;background:#eef3fc}"

@@ -49,8 +49,8 @@ class Player:
 class Playable(Protocol):
     """What worlds can be drawn from: a chronicle of recorded history, or a simulated scenario.
 
-    Requests count after `warm_s` seconds, and that moment is `began` in unix seconds. Each hour of it represents
-    `stands_for` hours.
+    Requests count after `warm_s` seconds, and that moment is `began` in unix seconds. The `counted_s` seconds
+    from then on represent `stands_for` times as many.
     """
 
     @property
@@ -61,6 +61,9 @@ class Playable(Protocol):
 
     @property
     def stands_for(self) -> float: ...  # noqa: D102
+
+    @property
+    def counted_s(self) -> float: ...  # noqa: D102
 
     def world(self, seed: int) -> World:
         """Draw a world; the same seed draws the same."""
@@ -74,6 +77,11 @@ class Simulated:
     warm_s: float = 0.0
     began: float = 0.0
     stands_for: float = 1.0
+
+    @property
+    def counted_s(self) -> float:
+        """All of it counts."""
+        return float(self.scenario.duration_s)
 
     def world(self, seed: int) -> World:
         """Draw the scenario's world."""

@@ -1,9 +1,9 @@
 """Tunes thresholds by replay: which single step from the policy in force would have done better, and is it safe?
 
-The rule of this file: what is chosen on some hours is judged on others. Every step is screened on half of the recorded
-hours; the few best are judged on the other half, where false failovers are certified strictest first, the gain has to
-be beyond chance, and simulated worlds of many kinds of trouble must not get worse. A few steps that somebody asked for
-need no screening: all hours judge them.
+The rule of this file: what is chosen on some hours is judged on others. Every step is screened on a quarter of the
+recorded hours; the few best are judged on the others, where false failovers are certified strictest first, the gain has
+to be beyond chance, and simulated worlds of many kinds of trouble must not get worse. A few steps that somebody asked
+for need no screening: all hours judge them.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -23,6 +23,7 @@ from scoring.thresholds import (
 )  # fmt: skip
 from sim.replay.figures import difference, estimate, false_failovers, figure, only
 from sim.replay.play import Playable, Played, Player, play
+from sim.scorecard.definitions import DAY_S
 from sim.scorecard.summary import Estimate
 
 CURRENT = "current"
@@ -31,6 +32,8 @@ FIGURES = (
     "cost_usd_per_1k",
 )  # fmt: skip
 _CONFIRMED = 3
+# Choosing among many steps needs little; certifying the chosen ones needs all the time there is.
+_CHOOSE_EVERY = 4
 
 Progress = Callable[[str, int, int], None]
 
@@ -42,15 +45,20 @@ class Hours:
     playables: tuple[Playable, ...]
     strata: tuple[object, ...]
 
-    def halves(self) -> "tuple[Hours, Hours]":
-        """Deal the hours of each stratum out in turn: to the half to choose on, and to the half to judge on."""
+    def dealt(self) -> "tuple[Hours, Hours]":
+        """Deal the hours of each stratum out in turn: every fourth to choose on, the others to judge on."""
         first: list[int] = []
         second: list[int] = []
         for stratum in dict.fromkeys(self.strata):
             own = [i for i, one in enumerate(self.strata) if one == stratum]
-            first += own[::2]
-            second += own[1::2]
+            first += own[::_CHOOSE_EVERY]
+            second += [i for place, i in enumerate(own) if place % _CHOOSE_EVERY]
         return self._some(sorted(first)), self._some(sorted(second))
+
+    @property
+    def provider_days(self) -> float:
+        """How many days of preferred endpoints count in one run of each."""
+        return sum(one.counted_s for one in self.playables) / DAY_S
 
     def _some(self, places: Sequence[int]) -> "Hours":
         return Hours(tuple(self.playables[i] for i in places), tuple(self.strata[i] for i in places))
@@ -82,12 +90,12 @@ class Tuning:
     steps on the hours to judge on.
     """
 
-    step: Step | None
     reason: str
-    now: Mapping[str, float | None]
-    now_count: Count
-    screened: Mapping[str, float]
-    trials: tuple[Trial, ...]
+    step: Step | None = None
+    now: Mapping[str, float | None] = field(default_factory=dict)
+    now_count: Count = field(default_factory=lambda: Count(0, 0.0))
+    screened: Mapping[str, float] = field(default_factory=dict)
+    trials: tuple[Trial, ...] = ()
 
     @property
     def chosen(self) -> Trial | None:
@@ -135,9 +143,12 @@ def tune(
     tried = in_test_order(steps_from(policy, model.manifest.threshold if model else None) if steps is None else steps)
     players = {str(step): Player(str(step), changed(policy, {step.name: step.after}), model) for step in tried}
     current = Player(CURRENT, policy, model)
-    judge, kept, losses = hours, tried, dict[str, float]()
-    if len(tried) > _CONFIRMED:
-        choose, judge = hours.halves()
+    choose, judge = hours.dealt() if len(tried) > _CONFIRMED else (None, hours)
+    needed = provider_days_needed(aim.budget_per_day)
+    if judge.provider_days < needed:
+        return Tuning(reason=_too_little(judge.provider_days, needed, aim))
+    kept, losses = tried, dict[str, float]()
+    if choose is not None:
         runs = play(choose.playables, [current, *players.values()], jobs=jobs, progress=_told(progress, "screening"))
         losses = {name: _loss(aim, only(runs, name), choose) for name in (CURRENT, *players)}
         better = [step for step in tried if losses[str(step)] < losses[CURRENT]]
@@ -153,12 +164,19 @@ def tune(
     passed = [trial for trial in trials if not trial.objection]
     best = max(passed, key=lambda trial: trial.gain.mean or 0.0) if passed else None
     return Tuning(
-        step=best.step if best else None,
         reason=_reason(best, trials, tried),
+        step=best.step if best else None,
         now=_figures(now, judge),
         now_count=Count(*false_failovers(now)),
         screened=losses,
         trials=trials,
+    )
+
+
+def _too_little(days: float, needed: float, aim: Aim) -> str:
+    return (
+        f"{days:.2f} provider-days to judge on: at least {needed:.1f} are needed to certify {aim.budget_per_day:g} "
+        "false failovers a day, even without a single one"
     )
 
 
@@ -181,11 +199,9 @@ def _judged(
 
 def _objection(aim: Aim, count: Count, is_certified: bool, gain: Estimate, simulated_gain: Estimate) -> str:
     if not is_certified:
-        needed = provider_days_needed(aim.budget_per_day)
-        lacking = f" (at least {needed:.1f} provider-days are needed)" if count.provider_days < needed else ""
         return (
             f"false failovers are not certified: {count.events} in {count.provider_days:.2f} provider-days, at most "
-            f"{count.upper_bound:.2f} a day with 95 % confidence, and {aim.budget_per_day:g} are allowed{lacking}"
+            f"{count.upper_bound:.2f} a day with 95 % confidence, and {aim.budget_per_day:g} are allowed"
         )
     if gain.low is None or gain.low <= 0:
         return "the gain on recorded hours may be chance"

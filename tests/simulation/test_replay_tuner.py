@@ -59,12 +59,29 @@ def test_the_same_gain_is_refused_while_the_budget_is_not_certified(scenario: Sc
     """F-16: an hour of history cannot show one false failover a day, and the tuner says how much could."""
     found = tuned(scenario, Aim(budget_per_day=1.0), [SHARPER])
     assert found.step is None
-    assert "3.0 provider-days are needed" in found.reason
+    assert "at least 3.0 are needed" in found.reason
+    assert found.trials == ()
 
 
 def test_many_steps_are_screened_on_hours_that_do_not_judge_them(scenario: Scenario) -> None:
     steps = [SHARPER, NO_BETTER, *(step_to(BLUNT, None, "reflex.latency_ratio", ratio) for ratio in (50.0, 55.0))]
-    found = tuned(scenario, Aim(budget_per_day=1e4), steps, hours=6)
+    found = tuned(scenario, Aim(budget_per_day=1e4), steps, hours=5)
     assert set(found.screened) == {"current", *map(str, steps)}
     assert len(found.trials) <= 3
     assert found.now_count.provider_days == pytest.approx(3 * 480 / 86_400, rel=0.01)
+
+
+def test_nothing_is_proposed_that_makes_simulated_worlds_worse(scenario: Scenario) -> None:
+    """F-16: a gain on recorded hours that many kinds of trouble would pay for is refused."""
+    calm = replace(scenario, incidents=())
+    worlds = tuple(Simulated(replace(calm, name=f"day {day}", duration_s=480 + day)) for day in range(4))
+    slow = tuple(Simulated(replace(scenario, name=f"slow {day}", duration_s=480 + day)) for day in range(4))
+    sharp = Policy()
+    blunter = step_to(sharp, None, "reflex.latency_ratio", 60.0)
+    aim = Aim(budget_per_day=500.0)
+    found = tune(
+        Hours(worlds, ("all",) * 4), Hours(slow, ("all",) * 4), (7,), sharp, None, aim, steps=[blunter], jobs=1
+    )
+    assert found.step is None
+    assert found.trials[0].simulated_gain.high is not None
+    assert found.trials[0].simulated_gain.high < 0
