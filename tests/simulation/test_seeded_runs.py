@@ -29,7 +29,7 @@ BASELINES = tuple(name for name in NAMES if "routecast" not in name and "forecas
 # Every so many worlds, all baselines play too.
 _SHARED_EVERY = 40
 # The service ticks every 0.25 s. Most of these runs tick more seldom: that takes less time, and nothing may rest on it.
-_TICKS_S = (0.25, *[1.0] * 4, *[2.0] * 8, *[3.0] * 8)
+_TICKS_S = (0.25, *[1.0] * 2, *[2.0] * 7, *[4.0] * 30)
 # What a block must have met, or its checks were vacuous.
 _MET = (
     Event.PROVEN, Event.BREACH, Event.SLOW, Event.LIMITED, Event.FORECAST, Event.DOMAIN, Event.CALM, Event.RELIEVED,
@@ -62,12 +62,12 @@ def tiny_world(seed: int) -> World:
     rng = Random(seed)
     endpoints = tuple(_endpoint(index, rng) for index in range(rng.choice((2, 2, 3, 4))))
     # Most worlds have little traffic, so that ten thousand of them take about a minute.
-    rate_per_s = 20.0 ** rng.random() ** 20
-    duration_s = rng.choice((60, 60, 60, 90, 120)) if rate_per_s < 2 else 60
+    rate_per_s = 20.0 ** rng.random() ** 40
+    duration_s = rng.choice((60, 60, 60, 60, 120)) if rate_per_s < 2 else 60
     scenario = Scenario(
         name="tiny", description="", duration_s=duration_s, endpoints=endpoints, sessions=5,
         arrivals=Arrivals(rate_per_s=rate_per_s, process=rng.choice(tuple(Process))),
-        deadline_s=rng.choice((4.0, 15.0, 60.0)),
+        deadline_s=rng.choice((4.0, 10.0, 30.0)),
         incidents=tuple(_incident(endpoints, duration_s, rng) for _ in range(rng.randint(1, 4))),
     )  # fmt: skip
     return make_world(scenario, seed)
