@@ -23,7 +23,7 @@ import hashlib
 import logging
 import re
 from collections.abc import AsyncGenerator, Mapping
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, replace
 
 from analytics.records import RequestRecord
@@ -109,12 +109,17 @@ class IdempotentServing:
 
     async def drain(self, timeout_s: float) -> None:
         """Let executions finish whose callers have left. Those that take longer are cut off and keep their mark."""
-        tasks = [keyed.task for keyed in self._under_way.values() if keyed.task is not None]
-        if tasks:
-            await asyncio.wait(tasks, timeout=timeout_s)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                while tasks := self._tasks():
+                    await asyncio.wait(tasks)
+        tasks = self._tasks()
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _tasks(self) -> "list[asyncio.Task[None]]":
+        return [keyed.task for keyed in self._under_way.values() if keyed.task is not None]
 
     async def _keyed_stream(self, completion: Completion) -> AsyncGenerator[Event, None]:
         async with aclosing(self._answer(completion)) as items:

@@ -169,9 +169,13 @@ class LedgeredServing:
             yield report
 
     async def _enter(self, completion: Completion, report: Report) -> None:
-        self._ledger.put(_entry(next(self._ids), completion, report, self._replica))
-        if self._wait or completion.idempotency_key:
-            await self._ledger.settle()
+        try:
+            self._ledger.put(_entry(next(self._ids), completion, report, self._replica))
+            if self._wait or completion.idempotency_key:
+                await self._ledger.settle()
+        except Exception:
+            # What was served is answered, whatever becomes of the books (F-20).
+            log.critical("request %s was served and is not in the ledger", report.request_id, exc_info=True)
 
 
 def _entry(entry_id: str, completion: Completion, report: Report, replica: str) -> UsageRecord:

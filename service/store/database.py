@@ -53,6 +53,7 @@ class Database:
         self._jobs: SimpleQueue[_Pending | None] = SimpleQueue()
         self._connection: sqlite3.Connection | None = None
         self._lock: int | None = None
+        self._closed = False
         self._thread = threading.Thread(target=self._serve, name="state-store", daemon=True)
 
     async def start(self) -> None:
@@ -71,15 +72,20 @@ class Database:
     async def run(self, job: Job[T]) -> T:
         """Run a job in a transaction; return its result once it is durable.
 
-        Raises StoreError when the disk refuses, and whatever the job raises. The job is run even when its caller stops
-        waiting for it.
+        Raises StoreError when the disk refuses or the store is closed, and whatever the job raises. The job is run even
+        when its caller stops waiting for it.
         """
+        if self._closed:
+            raise StoreError("the state store is closed")
         future: asyncio.Future[T] = self._loop.create_future()
         self._jobs.put(_Pending(job, future))
         return await asyncio.shield(future)
 
     async def aclose(self) -> None:
-        """Finish the jobs that were given, and let go of the file."""
+        """Finish the jobs that were given, and let go of the file. Closing again does nothing."""
+        if self._closed:
+            return
+        self._closed = True
         self._jobs.put(None)
         await asyncio.to_thread(self._thread.join)
 

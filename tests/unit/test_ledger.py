@@ -243,6 +243,21 @@ async def test_c05_what_was_not_served_is_not_entered(home: Home) -> None:
     assert home.entries() == []
 
 
+async def test_f20_what_was_served_is_answered_whatever_becomes_of_the_books(
+    home: Home, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    _, ledger, segments = await home.open()
+
+    def stumble(entry: UsageRecord) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(ledger, "put", stumble)
+    served = await LedgeredServing(Inner(), ledger, "r", wait=True).complete(_completion())
+    assert served.report.request_id == "q"
+    assert "is not in the ledger" in caplog.text
+    segments.close()
+
+
 @pytest.mark.parametrize(("wait", "key", "durable"), [(True, "", True), (False, "k", True), (False, "", False)])
 async def test_c05_an_acknowledged_entry_is_durable(home: Home, *, wait: bool, key: str, durable: bool) -> None:
     """Nothing carries entries on here: what is in the outbox was put there before the answer."""

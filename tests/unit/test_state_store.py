@@ -157,6 +157,16 @@ async def test_a_file_that_cannot_be_used_is_told_at_the_start(
     await store.aclose()
 
 
+async def test_a_closed_store_refuses_and_has_done_what_it_was_given(database: Database, path: Path) -> None:
+    last = asyncio.create_task(database.run(_insert("last")))
+    await asyncio.sleep(0)
+    await database.aclose()
+    await last
+    assert _words(path) == ["last"]
+    with pytest.raises(StoreError, match="closed"):
+        await database.run(_insert("too late"))
+
+
 async def test_a_store_has_one_owner(database: Database, path: Path) -> None:
     second = Database(path, SCHEMA)
     with pytest.raises(StoreUnusableError, match="in use by another process"):
