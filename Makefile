@@ -6,7 +6,7 @@ UV     := $(BIN)/uv pip
 PROTOS := $(shell find protos/routecast -name '*.proto')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo run test unit lint format scorecard bench proto prior schema lock clean
+.PHONY: help setup demo run test unit fuzz lint format scorecard bench proto prior schema lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -49,6 +49,9 @@ lint: setup ## ruff, mypy strict, layer contracts, buf lint, staleness of genera
 format: setup ## let ruff rewrite what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+fuzz: setup ## hammer parsers, adapters and the edge with generated input (FUZZ_S=600 seconds)
+	$(BIN)/python -m tools.fuzz --seconds $(or $(FUZZ_S),600)
 
 scorecard: setup ## judge every policy in every simulated scenario, 20 seeds (SCORECARD_ARGS=--short: under a minute)
 	$(BIN)/python -m sim.scorecard $(SCORECARD_ARGS)
