@@ -111,6 +111,7 @@ class AttemptRecord:
     input_tokens: Annotated[_OptCount, "tokens in"]
     output_tokens: Annotated[_OptCount, "tokens out"]
     cost_usd: Annotated[_OptReal, "price of this attempt"]
+    generation_ms: Annotated[_OptReal, "first token to the end without the caller's pauses, milliseconds"] = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

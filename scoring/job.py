@@ -20,10 +20,11 @@ import duckdb
 from analytics.records import ModelEventRecord
 from analytics.segments import SegmentWriter
 from analytics.store import connect
-from analytics.training import ProbeContrast, probe_contrasts, training_rows, watched_rows
+from analytics.training import ProbeContrast, TrainingRows, probe_contrasts, training_rows, watched_rows
 from scoring import candidates
 from scoring.alarms import endpoint_days, false_alarms
 from scoring.artifact import Manifest, Model, checksum, code_version, libraries
+from scoring.backfill import backfilled
 from scoring.candidates import Candidate
 from scoring.drift import proportion_z
 from scoring.features import FEATURE_SET, NAMES
@@ -146,7 +147,7 @@ class _Run:
         self._progress("read the history")
         connection = connect(self._data_dir / "history")
         try:
-            rows = training_rows(connection, self._settings.horizon_s, self._since, self._until, FEATURE_SET)
+            rows = self._rows(connection)
             probes = self._odd_probes(connection)
             watched, shadow_note = self._judge_shadow(connection, champion)
         finally:
@@ -155,6 +156,18 @@ class _Run:
             champion = watched
         parts = split(rows, SHARES, self._settings.horizon_s)
         return self._train(parts, champion, prior, shadow_note, probes)
+
+    def _rows(self, connection: duckdb.DuckDBPyConnection) -> TrainingRows:
+        """Return the vectors that were logged; where another feature set was, today's, computed anew from attempts."""
+        period = (self._settings.horizon_s, self._since, self._until)
+        rows = training_rows(connection, *period, FEATURE_SET)
+        if len(rows.time):
+            return rows
+        older = training_rows(connection, *period)
+        if not len(older.time):
+            return rows
+        self._progress("fill in the features")
+        return backfilled(connection, older)
 
     # The shadow of an earlier run.
 

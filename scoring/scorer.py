@@ -15,6 +15,7 @@ from analytics.records import HealthRecord
 from routing.window import Window
 from scoring.acting import Alarm, AlarmDesk, share_kept
 from scoring.artifact import Model
+from scoring.backfill import in_microseconds, observe
 from scoring.explain import contributions
 from scoring.features import FEATURE_SET, Member, in_domain, matrix
 from scoring.monitor import Doubt, Monitor
@@ -83,28 +84,14 @@ class Scorer:
         if tick <= self._last_tick:
             return None
         self._last_tick = tick
-        return self._forecast(batch.time)
+        return self._forecast(in_microseconds(batch.time))
 
     def _observe(self, seen: Observation) -> None:
         if seen.endpoint >= len(self._windows):
             raise ProtocolError(f"observation of endpoint {seen.endpoint}: expected 0 to {len(self._windows) - 1}")
-        window = self._windows[seen.endpoint]
-        if seen.kind == "started":
-            window.started(seen.attempt_id, seen.time, streamed=seen.streamed)
-        elif seen.kind == "first_byte":
-            window.first_byte(seen.attempt_id, seen.time)
-        elif seen.outcome is None:
+        if seen.kind == "finished" and seen.outcome is None:
             raise ProtocolError(f"finished attempt {seen.attempt_id!r}: expected an outcome")
-        else:
-            window.finished(
-                seen.attempt_id,
-                seen.outcome,
-                seen.time,
-                ttft_s=seen.ttft_s,
-                reply_s=seen.reply_s,
-                output_tokens=seen.output_tokens,
-                generation_s=seen.generation_s,
-            )
+        observe(self._windows[seen.endpoint], seen)
 
     def _forecast(self, now: float) -> Forecast:
         x = matrix(self._members, self._windows, now)

@@ -41,6 +41,7 @@ def attempt_record(
     http_status: int | None = None,
     error: str = "",
     ttft_s: float | None = None,
+    generation_s: float | None = None,
     input_tokens: int | None = None,
     output_tokens: int | None = None,
 ) -> AttemptRecord:
@@ -68,6 +69,7 @@ def attempt_record(
         input_tokens=input_tokens,
         output_tokens=output_tokens,
         cost_usd=cost_usd(endpoint, input_tokens, output_tokens),
+        generation_ms=None if generation_s is None else generation_s * 1e3,
     )
 
 

@@ -110,6 +110,7 @@ class Trail:
                 http_status=status,
                 error=error,
                 ttft_s=None if first is None else first - attempt.started,
+                generation_s=None if first is None else max(0.0, now - first - attempt.reader_s),
                 input_tokens=usage.input_tokens,
                 output_tokens=usage.output_tokens,
             )
