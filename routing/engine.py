@@ -296,7 +296,8 @@ class Engine:
             cause = Cause("held_s", now - health.entered_at, health.held_until - health.entered_at)
             actions += self._raise(live, Event.EJECTION_OVER, cause, now)
         if health.state is State.CANARY:
-            earned = failback.step_evidence(health, self.policy.failback, now)
+            overdue = reflex.overdue_streams(live.window, now, health.evidence_from)
+            earned = failback.step_evidence(health, self.policy.failback, now, overdue)
             if earned:
                 actions += self._raise(live, *earned, now)
         if failback.wants_probe(health, self.policy.failback, now, live.quota.blocked_until, live.window.last_at):

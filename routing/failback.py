@@ -128,9 +128,12 @@ def failure_rate_bound(failures: int, attempts: int, confidence: float) -> float
     return high
 
 
-def step_evidence(health: Health, policy: FailbackPolicy, now: float) -> tuple[Event, Cause] | None:
+def step_evidence(health: Health, policy: FailbackPolicy, now: float, overdue: int) -> tuple[Event, Cause] | None:
     """Return the event the return has earned: the next step, or the end of the plan; None while evidence or time
     lacks.
+
+    `overdue` attempts of the return count as failures until they end: what ends soon always ends first, so a provider
+    whose long answers crawl would otherwise be judged by its short ones.
     """
     steps = len(policy.shares())
     if steps == 0:
@@ -138,9 +141,10 @@ def step_evidence(health: Health, policy: FailbackPolicy, now: float) -> tuple[E
     if now - health.step_since < policy.step_s:
         return None
     # Beyond a few hundred attempts the bound hardly moves, and the binomial sum would only grow longer.
-    attempts = health.step_successes + health.step_failures
+    failures = health.step_failures + overdue
+    attempts = health.step_successes + failures
     shrink = min(1.0, _MOST_ATTEMPTS / max(1, attempts))
-    bound = failure_rate_bound(ceil(health.step_failures * shrink), round(attempts * shrink), policy.confidence)
+    bound = failure_rate_bound(ceil(failures * shrink), round(attempts * shrink), policy.confidence)
     if bound > policy.max_failure_rate:
         return None
     cause = Cause("failure_rate_bound", bound, policy.max_failure_rate)

@@ -102,14 +102,14 @@ class FailbackPolicy:
     max_probe_interval_s: float = 15.0
     probe_successes: int = 2
     validation_probes: int = 5
-    steps: tuple[float, ...] = (0.1, 0.3, 0.6)
-    ramp_step: float = 0.05
-    step_s: float = 5.0
+    steps: tuple[float, ...] = (0.1, 0.3)
+    ramp_step: float = 0.1
+    step_s: float = 12.0
     max_failure_rate: float = 0.3
     confidence: float = 0.8
     degraded_share: float = 0.1
     min_hold_s: float = 15.0
-    max_hold_s: float = 60.0
+    max_hold_s: float = 30.0
 
     def __post_init__(self) -> None:
         _check_counts(self, "probe_successes", "validation_probes")

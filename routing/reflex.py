@@ -5,6 +5,7 @@ attempts in flight that are overdue.
 """
 
 from collections.abc import Iterable
+from itertools import takewhile
 from math import ceil, log, sqrt
 
 from routing.counts import Counter, Shift, Sums
@@ -126,6 +127,17 @@ def crawl_limit_s(window: Window, policy: ReflexPolicy, now: float) -> float | N
         return None
     limit_s = policy.pace_ratio * baseline.ninety_fifth(Counter.GENERATION_N)
     return None if window.baseline_s(now) < limit_s else max(policy.hang_floor_s, limit_s)
+
+
+def overdue_streams(window: Window, now: float, since: float) -> int:
+    """Return how many streams that began at `since` or later have run longer than 95 % of them normally do; 0 while the
+    endpoint's own normal is not known.
+    """
+    streams, baseline = window.streaming(), window.baseline(now)
+    if not streams or baseline[Counter.GENERATION_N] < _MIN_HANG_SAMPLES:
+        return 0
+    due = now - baseline.ninety_fifth(Counter.GENERATION_N)
+    return sum(begun >= since for begun in takewhile(due.__gt__, streams))
 
 
 def lost(window: Window, policy: ReflexPolicy, now: float) -> list[float]:

@@ -30,7 +30,7 @@ LADDERS: Mapping[str, tuple[Value, ...]] = MappingProxyType(
         "failback.steps": (
             (0.05, 0.1, 0.2, 0.4, 0.7),
             (0.05, 0.15, 0.35, 0.65),
-            (0.1, 0.3, 0.6),
+            (0.1, 0.3),
             (0.2, 0.5),
             (0.4,),
         ),

@@ -35,8 +35,8 @@ def _diverted(world: World) -> float:
 def test_f06_usual_failures_move_next_to_no_traffic(rate: float, outcome: Outcome, per_s: int, span_s: float) -> None:
     world = World({"primary": _failing(rate, outcome), "secondary": steady})
     world.run(span_s, 1 / per_s)
-    assert _diverted(world) < 0.03
     assert world.states("primary").count(State.EJECTED) <= 1
+    assert _diverted(world) < 0.04, "no more than one ejection and its return"
 
 
 @pytest.mark.parametrize("sigma", [0.4, 0.8, 1.0])

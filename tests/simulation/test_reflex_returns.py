@@ -54,8 +54,8 @@ def _back(world: World) -> list[float]:
 def test_f15_after_a_full_recovery_all_traffic_is_back_within_minutes_and_stays(kind: FailbackKind) -> None:
     world = _story(during(START, END, BROKEN), kind, until=END + 300)
     assert [time > END for time in _back(world)] == [True], "one return, and none before the recovery"
-    steps = len(world.engine.policy.failback.shares())
-    assert _back(world)[0] - END < 30 + steps * 6.0
+    plan = world.engine.policy.failback
+    assert _back(world)[0] - END < 30 + len(plan.shares()) * (plan.step_s + 1)
     assert _share(world, _back(world)[0] + 1, END + 300) == 1.0
     assert all(s.endpoint_id for s in world.served)
 
@@ -65,8 +65,9 @@ def test_f15_shares_over_time_follow_the_kind() -> None:
     for kind in FailbackKind:
         world = _story(during(START, END, BROKEN), kind, until=END + 120, every_s=0.02)
         begun = next(t.time for t in world.transitions if t.event is Event.PROBES_PASSED and t.time > END)
-        shares[kind] = [_share(world, begun + i * 5 + 1, begun + i * 5 + 5) for i in range(4)]
-    assert shares[FailbackKind.CANARY] == pytest.approx([0.1, 0.3, 0.6, 1.0], abs=0.1)
+        step_s = world.engine.policy.failback.step_s
+        shares[kind] = [_share(world, begun + i * step_s + 1, begun + (i + 1) * step_s) for i in range(4)]
+    assert shares[FailbackKind.CANARY] == pytest.approx([0.1, 0.3, 1.0, 1.0], abs=0.1)
     assert shares[FailbackKind.GRADUAL] == pytest.approx([0.1, 0.2, 0.3, 0.4], abs=0.1)
     assert shares[FailbackKind.BLUE_GREEN] == [1.0] * 4
 

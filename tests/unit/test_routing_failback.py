@@ -107,12 +107,20 @@ def test_f15_nothing_but_failures_bounds_nothing(attempts: int) -> None:
 )
 def test_f15_a_step_needs_evidence_and_time(successes: int, failures: int, after_s: float, earned: bool) -> None:
     health = Health("a", state=State.CANARY, step_since=50.0, step_successes=successes, step_failures=failures)
-    found = failback.step_evidence(health, PLAN, 50.0 + after_s)
+    found = failback.step_evidence(health, PLAN, 50.0 + after_s, 0)
     assert (found is not None) == earned
     if found:
         event, cause = found
         assert (event, cause.metric, cause.threshold) == (Event.STEP_PROVEN, "failure_rate_bound", 0.3)
         assert cause.value == failback.failure_rate_bound(failures, successes + failures, 0.8) <= 0.3
+
+
+@pytest.mark.parametrize(("overdue", "earned"), [(0, True), (1, False), (2, False)])
+def test_f15_what_is_overdue_counts_against_the_step_until_it_ends(overdue: int, earned: bool) -> None:
+    """Short answers end first, so a provider whose streams crawl would look well by them alone."""
+    health = Health("a", state=State.CANARY, step_since=50.0, step_successes=6)
+    found = failback.step_evidence(health, PLAN, 80.0, overdue)
+    assert (found is not None) == earned
 
 
 def test_f15_the_last_step_ends_the_plan() -> None:
@@ -121,7 +129,7 @@ def test_f15_the_last_step_ends_the_plan() -> None:
     failback.advance(health, 10.0)
     assert (health.step, health.step_since, health.step_successes, health.step_failures) == (1, 10.0, 0, 0)
     health.step_successes = 5
-    found = failback.step_evidence(health, PLAN, 20.0)
+    found = failback.step_evidence(health, PLAN, 20.0, 0)
     assert found is not None
     assert found[0] is Event.PLAN_DONE
 
@@ -129,7 +137,7 @@ def test_f15_the_last_step_ends_the_plan() -> None:
 def test_f15_blue_green_returns_at_once_after_its_probes() -> None:
     health = Health("a", state=State.CANARY, probes_passed=5)
     assert failback.admission(health, GREEN) == 1.0
-    found = failback.step_evidence(health, GREEN, 0.0)
+    found = failback.step_evidence(health, GREEN, 0.0, 0)
     assert found == (Event.PLAN_DONE, Cause("probes_passed", 5.0, 5.0))
 
 
@@ -139,10 +147,10 @@ def test_f15_a_gradual_return_climbs_by_small_steps() -> None:
     for step in range(1, 4):
         shares.append(failback.admission(health, gradual))
         health.step_successes = 5
-        found = failback.step_evidence(health, gradual, 5.0 * step)
+        found = failback.step_evidence(health, gradual, gradual.step_s * step, 0)
         assert found is not None
         assert found[0] is (Event.PLAN_DONE if step == 3 else Event.STEP_PROVEN)
-        failback.advance(health, 5.0 * step)
+        failback.advance(health, gradual.step_s * step)
     assert shares == [0.25, 0.5, 0.75]
 
 

@@ -38,7 +38,7 @@ from tests.watched import (
     size_of,
 )
 
-STEPWISE = Policy(failback=FailbackPolicy(FailbackKind.CANARY, step_s=5.0))
+STEPWISE = Policy(failback=FailbackPolicy(FailbackKind.CANARY, steps=(0.1, 0.3, 0.6), step_s=5.0))
 
 
 def stormy(probability: float | None = None) -> World:
@@ -132,7 +132,7 @@ class Nervous(Recorded):
     ("engine", "message"),
     [
         (Hasty, "leaves ejected by ejection_over after"),
-        (Rushed, "leaves canary by step_proven after"),
+        (Rushed, "leaves canary by (step_proven|plan_done) after"),
         (Stale, "e0 is ejected and gets requests"),
         (Sticky, "e0 is ejected and gets requests|replayed"),
         (Silent, "but was unknown"),
