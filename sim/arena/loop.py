@@ -122,8 +122,10 @@ class _Arena:
             return
         after_s = self._policy.hedge_after_s(request, tried, now)
         fate = attempt.will
-        # One that will have answered or failed by then needs no hedge, and is not asked about again.
-        if after_s is not None and after_s < (fate.latency_s if fate.ttft_s is None else fate.ttft_s):
+        heard_s = fate.latency_s if fate.ttft_s is None else fate.ttft_s
+        # One that will have answered or failed by then needs no hedge. Moments are compared, because two waits may
+        # differ and yet end at the same one.
+        if after_s is not None and now + after_s < now + heard_s:
             self._push(now + after_s, self._hedge, flight)
 
     def _hedge(self, flight: _Flight, now: float) -> None:

@@ -307,6 +307,12 @@ def test_who_has_answered_or_failed_by_then_is_not_hedged() -> None:
         assert set(log.attempts[log.arrival_s < 280]) == {attempts}
 
 
+def test_a_hedge_that_is_due_with_the_first_token_is_not_sent() -> None:
+    log = run(world_of(), Hedging(math.nextafter(0.3, 0.0)), check=True)
+    assert not log.failed.any()
+    assert log.hedged.sum() < 5, "only where the sum with the arrival tells the two apart"
+
+
 def test_a_failure_beside_another_attempt_waits_for_it_and_only_then_is_retried() -> None:
     """The hedge fails at once; the hanging attempt goes on until its timeout, and the retry is the third attempt."""
     policy = Hedging(1.0, retries=2)
