@@ -45,7 +45,11 @@ class Walk:
         self._trail = Trail(completion, record, router.clock.now, replica)
         given_s, most_s = completion.timeout_s, self._policy.deadline_s
         limit_s = most_s if given_s is None else min(most_s, given_s)
-        self._budget = RequestBudget(router.clock.now() + limit_s, completion.idempotent)
+        now = router.clock.now()
+        # Attempts are planned within what the caller waits for. With a key he means to come back for the answer, so the
+        # last one may take longer.
+        self._planned = RequestBudget(now + limit_s, completion.idempotent)
+        self._budget = replace(self._planned, deadline=now + most_s) if completion.idempotency_key else self._planned
         self._tried: set[str] = set()
         self._limited: set[str] = set()
         self._begun = 0
@@ -124,9 +128,10 @@ class Walk:
     def _start(self, decided: Decided, chosen: Candidate, *, is_hedge: bool = False) -> Attempt:
         endpoint, now, streamed = chosen.facts.endpoint, self._router.clock.now(), self._completion.stream
         others_left = any(not c.exclusion and c.candidate is not chosen for c in decided.decision.considered)
-        first_byte_s = attempts.first_byte_timeout_s(
-            self._budget, self._policy, now, streamed=streamed, others_left=others_left
-        )
+        # Who may not be tried again after a timeout needs no time kept for it.
+        can_move = others_left and self._completion.idempotent
+        budget = self._planned if can_move and now < self._planned.deadline else self._budget
+        first_byte_s = attempts.first_byte_timeout_s(budget, self._policy, now, streamed=streamed, others_left=can_move)
         if first_byte_s <= 0:
             raise self._end(RequestTimeoutError("the deadline has passed", attempts=self._trail.reports))
         timeouts = Timeouts(

@@ -28,6 +28,7 @@ from tests.service_under_test import (
     details,
     in_process,
     read_history,
+    tried,
     until,
     user,
     write_config,
@@ -167,6 +168,30 @@ async def test_f04_an_answer_waits_for_a_caller_who_left(service: Service, provi
     status, _, replayed = await _posted(service, BODY, "k")
     assert (status, replayed) == (200, True)
     assert _calls(providers) == 1
+
+
+async def test_f04_an_answer_waits_for_a_caller_whose_deadline_passed(
+    service: Service, providers: ProviderFleet
+) -> None:
+    """The provider takes longer than the caller waits: without the key each retry would pay again and never succeed."""
+    await providers.inject(Fault(kind=FaultKind.CRAWL, provider="aurora", tokens_per_s_multiplier=0.0005))
+    request = _request("hi", "k", idempotent=False)
+    with pytest.raises(grpc.aio.AioRpcError) as raised:
+        await service.stub.Complete(request, timeout=0.3)
+    assert raised.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    reply = await service.stub.Complete(request, timeout=DEADLINE_S)
+    assert reply.routing.replayed
+    assert providers.stats("aurora").outcomes == {"ok": 1}
+    assert _calls(providers) == 1
+
+
+async def test_f03_a_key_does_not_cost_a_caller_in_a_hurry_his_failover(
+    service: Service, providers: ProviderFleet
+) -> None:
+    """Attempts are planned within what the caller waits for, although the execution may outlive him."""
+    await providers.inject(Fault(kind=FaultKind.HANG, provider="aurora"))
+    reply = await service.stub.Complete(_request("hi", "k"), timeout=2.0)
+    assert tried(reply.routing) == [("aurora", "TIMEOUT"), ("borealis", "OK")]
 
 
 async def test_f04_another_body_under_the_same_key_is_refused(service: Service, providers: ProviderFleet) -> None:
