@@ -15,6 +15,7 @@ from routing.detector import FailureDetector
 
 _REFUSING_RATE, _NORMAL_RATE = 0.5, 0.02
 _FALSE_ALARM_EVERY_S = 3600.0
+_TO_FORGET = 2.0
 _START_SHARE = 0.05
 _DOUBLING_S = 5.0
 _ALL_AFTER_S = _DOUBLING_S * log2(1 / _START_SHARE)
@@ -46,8 +47,8 @@ class Quota:
             threshold = self._doubt.threshold(attempts_per_s, _FALSE_ALARM_EVERY_S)
             if self._doubt.evidence < threshold:
                 return
-            # No more than it takes: a long storm is over as soon as a short one.
-            self._doubt.evidence = threshold
+            # Hysteresis: a limit needs more to be forgotten than to be seen; and a long one no more than a short one.
+            self._doubt.evidence = _TO_FORGET * threshold
         self.limited(now, retry_after_s)
 
     def limited(self, now: float, retry_after_s: float | None) -> None:
