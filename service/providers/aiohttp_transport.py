@@ -121,6 +121,9 @@ class _Payload:
         except (aiohttp.ClientError, OSError) as error:
             raise ConnectionBroken(cause_of(error)) from error
 
+    def at_end(self) -> bool:
+        return self._response.content.at_eof()
+
     async def abort(self) -> None:
         connection = self._response.connection
         if connection is not None and connection.transport is not None:

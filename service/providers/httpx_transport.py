@@ -113,6 +113,9 @@ class _Payload:
             raise ConnectionBroken(cause_of(error)) from error
         return part
 
+    def at_end(self) -> bool:
+        return False
+
     async def abort(self) -> None:
         await self._stream().aclose()
 

@@ -87,6 +87,10 @@ class Payload(Protocol):
         """Return the next bytes as they arrive, b"" at the proper end; raises ConnectionBroken."""
         ...
 
+    def at_end(self) -> bool:
+        """Is it known already that nothing more comes? False when only `receive` can tell."""
+        ...
+
     async def abort(self) -> None:
         """Close the connection at once, whatever is still to come or to be sent."""
         ...
@@ -178,7 +182,7 @@ class UpstreamResponse:
             await self.aclose()
             raise
         self._begun = True
-        self._ended = not part
+        self._ended = not part or self._payload.at_end()  # the latter spares most requests a second wait with its timer
         return part
 
 

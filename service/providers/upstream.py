@@ -8,10 +8,9 @@ import asyncio
 import dataclasses
 import re
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import aclosing
 from types import MappingProxyType
-from typing import NoReturn
 from urllib.parse import urlsplit
 
 from routing.outcomes import Outcome
@@ -40,6 +39,8 @@ _OWN_HEADERS = frozenset((
     "content-length", "content-type", "cookie", "expect", "host", "keep-alive", "proxy-authorization",
     "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade", "user-agent", "x-api-key",
 ))  # fmt: skip
+_JSON = ("Content-Type", "application/json")
+_ACCEPT_JSON, _ACCEPT_EVENTS = ("Accept", "application/json"), ("Accept", "text/event-stream")
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _HEADER_VALUE = re.compile(r"[\t\x20-\x7e]*")
 _QUERY = re.compile(r"[\x21-\x22\x24-\x7e]*")
@@ -65,8 +66,7 @@ class Dialect:
 
 def kept_headers(headers: Mapping[str, str]) -> dict[str, str]:
     """The headers that say something about an answer or about limits, where a provider uses OpenAI's names."""
-    lowered = ((name.lower(), value) for name, value in headers.items())
-    return {name: value for name, value in lowered if name.startswith(_KEPT_HEADERS)}
+    return {lower: value for name, value in headers.items() if (lower := name.lower()).startswith(_KEPT_HEADERS)}
 
 
 OPENAI = Dialect(kept_headers, bytes)
@@ -124,8 +124,7 @@ class Upstream:
             if not _QUERY.fullmatch(query):
                 raise failed(Outcome.CLIENT_ERROR, None, "query: expected printable ASCII without space or '#'")
             url = f"{url}?{query}"
-        headers = [*self._headers, ("Content-Type", "application/json")]
-        headers.append(("Accept", "text/event-stream" if call.stream else "application/json"))
+        headers = [*self._headers, _JSON, _ACCEPT_EVENTS if call.stream else _ACCEPT_JSON]
         names = set()
         for name, value in call.headers.items():
             lower = name.lower()
@@ -141,35 +140,29 @@ class Upstream:
 
     def get(self, path: str, timeouts: Timeouts) -> UpstreamRequest:
         """Return a request without a body."""
-        headers = (*self._headers, ("Accept", "application/json"))
+        headers = (*self._headers, _ACCEPT_JSON)
         return UpstreamRequest("GET", f"{self.base_url}{path}", headers, b"", timeouts)
 
     def kept(self, response: UpstreamResponse) -> dict[str, str]:
         """Return the headers of an answer that are worth passing on."""
         return self._dialect.kept(response.headers)
 
-    @asynccontextmanager
-    async def exchange(self, request: UpstreamRequest) -> AsyncIterator[UpstreamResponse]:
+    def exchange(self, request: UpstreamRequest) -> "_Exchange":
         """One request and its 2xx response, let go of at the end; whatever goes wrong becomes AttemptFailed."""
-        response, status = None, None
+        return _Exchange(self, request)
+
+    async def open(self, request: UpstreamRequest) -> UpstreamResponse:
+        """Send a request and return its 2xx response, which the caller lets go of; raises AttemptFailed."""
         try:
             response = await self._transport.open(request)
-            status = response.status
-            try:
-                if not 200 <= status < 300:
-                    await self._refused(response)
-                yield response
-            finally:
-                await response.aclose()
         except TransportError as error:
-            raise failed(of_transport_error(error), status, str(error)) from error
-        except (Malformed, SseError) as error:
-            raise failed(Outcome.MALFORMED, status, str(error)) from error
-        except Unusable as error:
-            raise failed(error.outcome, status, str(error)) from None
-        except Reported as reported:
-            detail = detail_of(self._without_secrets(reported.body))
-            raise self._failure(of_error_object(detail), detail, response, reported.body) from None
+            raise failed(of_transport_error(error), None, str(error)) from error
+        if 200 <= response.status < 300:
+            return response
+        try:
+            raise await self._refused(response)
+        finally:
+            await response.aclose()
 
     async def stream(self, prepare: Callable[[], Prepared], reader: EventReader) -> AsyncGenerator[Chunk, None]:
         """Yield what `reader` makes of the events of the answer.
@@ -202,19 +195,31 @@ class Upstream:
                 yield chunk
             await response.finish(_LINGER_S)
 
-    async def _refused(self, response: UpstreamResponse) -> NoReturn:
+    def failure_of(self, error: BaseException, response: UpstreamResponse) -> AttemptFailed | None:
+        """Return what an error while reading `response` makes of the attempt; None for errors that are not of that."""
+        status = response.status
+        match error:
+            case TransportError():
+                return failed(of_transport_error(error), status, str(error))
+            case Malformed() | SseError():
+                return failed(Outcome.MALFORMED, status, str(error))
+            case Unusable():
+                return failed(error.outcome, status, str(error))
+            case Reported():
+                detail = detail_of(self._without_secrets(error.body))
+                return self._failure(of_error_object(detail), detail, response, error.body)
+        return None
+
+    async def _refused(self, response: UpstreamResponse) -> AttemptFailed:
         try:
             body = await response.read(_MAX_ERROR_BODY_BYTES)
         except TransportError:
             body = b""  # the status has said what counts
         detail = detail_of(self._without_secrets(body))
-        raise self._failure(of_status(response.status, detail), detail, response, body)
+        return self._failure(of_status(response.status, detail), detail, response, body)
 
-    def _failure(
-        self, outcome: Outcome, detail: ErrorDetail, response: UpstreamResponse | None, body: bytes
-    ) -> AttemptFailed:
-        status = response.status if response else None
-        kept = self.kept(response) if response else {}
+    def _failure(self, outcome: Outcome, detail: ErrorDetail, response: UpstreamResponse, body: bytes) -> AttemptFailed:
+        status, kept = response.status, self.kept(response)
         wait = _WAITS.get(outcome)
         wait_s = wait(kept, self._clock()) if wait else None
         text = error_text(detail, outcome, status)
@@ -225,6 +230,27 @@ class Upstream:
         for secret in self._secrets:
             body = body.replace(secret, b"***")
         return body
+
+
+class _Exchange:
+    """See `Upstream.exchange`. A class, for a generator costs several times as much on every request."""
+
+    __slots__ = ("_request", "_response", "_upstream")
+    _response: UpstreamResponse
+
+    def __init__(self, upstream: Upstream, request: UpstreamRequest) -> None:
+        self._upstream = upstream
+        self._request = request
+
+    async def __aenter__(self) -> UpstreamResponse:
+        self._response = await self._upstream.open(self._request)
+        return self._response
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        await self._response.aclose()
+        failure = self._upstream.failure_of(error, self._response) if error is not None else None
+        if failure is not None:
+            raise failure from error
 
 
 def failed(outcome: Outcome, status: int | None, error: str) -> AttemptFailed:

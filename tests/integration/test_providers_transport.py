@@ -385,6 +385,9 @@ async def test_the_payload_limits_do_not_depend_on_the_transport() -> None:
         async def receive(self) -> bytes:
             return b""
 
+        def at_end(self) -> bool:
+            return True
+
         async def abort(self) -> None:
             raise AssertionError("an ended payload has nothing to abort")
 
