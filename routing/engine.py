@@ -80,11 +80,9 @@ class Engine:
             live.quality.adopt(policy.reflex.failing_rate)
         self._table.publish(policy.failback, now)
 
-    def hang_limit_s(self, endpoint_id: str, now: float, *, streamed: bool) -> float | None:
-        """Return how long a first byte may take before the endpoint itself is to blame; None while its normal is
-        unknown.
-        """
-        return reflex.hang_limit_s(self._of(endpoint_id).window, self.policy.reflex, now, streamed=streamed)
+    def blame_after_s(self, endpoint_id: str, now: float, *, streamed: bool) -> float:
+        """Return how long a first byte may take before a caller's own haste is no excuse for the endpoint."""
+        return reflex.blame_after_s(self._of(endpoint_id).window, self.policy, now, streamed=streamed)
 
     def _of(self, endpoint_id: str) -> Live:
         try:

@@ -12,13 +12,14 @@ from routing.counts import Counter, Shift, Sums
 from routing.detector import FailureDetector
 from routing.health import Cause
 from routing.outcomes import TRAITS, Outcome
-from routing.policy import ReflexPolicy
+from routing.policy import Policy, ReflexPolicy
 from routing.window import SECONDS, Window
 
 SPAN_S = 15
 RATE_SPAN_S = 60
 _FORGOTTEN = 20.0
 _MIN_HANG_SAMPLES = 20
+_UNKNOWN_PATIENCE = 0.2
 
 
 def normal_failure_rate(window: Window, policy: ReflexPolicy, now: float) -> float:
@@ -116,6 +117,18 @@ def hang_limit_s(window: Window, policy: ReflexPolicy, now: float, *, streamed: 
         return None
     usual_s = window.latency_quantile(0.95, now, streamed=streamed)
     return None if usual_s is None else max(policy.hang_floor_s, policy.hang_ratio * usual_s)
+
+
+def blame_after_s(window: Window, policy: Policy, now: float, *, streamed: bool) -> float:
+    """Return how long a first byte may take before a timeout is the endpoint's fault although its caller was in haste.
+
+    While the endpoint's normal is unknown, that is a fifth of the policy's own patience: what hangs from the start
+    never gets a normal, and would otherwise be excused for ever.
+    """
+    limit_s = hang_limit_s(window, policy.reflex, now, streamed=streamed)
+    if limit_s is not None:
+        return limit_s
+    return _UNKNOWN_PATIENCE * (policy.attempts.ttft_timeout_s if streamed else policy.attempts.reply_timeout_s)
 
 
 def crawl_limit_s(window: Window, policy: ReflexPolicy, now: float) -> float | None:

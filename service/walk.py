@@ -260,22 +260,30 @@ class Walk:
         patience_s = self._policy.ttft_timeout_s if streamed else self._policy.reply_timeout_s
         if outcome is not Outcome.TIMEOUT or attempt.timeouts.first_byte_s >= patience_s:
             return outcome
-        limit_s = self._router.engine.hang_limit_s(attempt.endpoint.id, now, streamed=streamed)
-        return outcome if limit_s is not None and now - attempt.started >= limit_s else Outcome.CANCELLED
+        return self._of_a_wait(attempt, now)
+
+    def _of_a_wait(self, attempt: Attempt, now: float) -> Outcome:
+        """Return what the endpoint's health hears of an attempt that its caller gave up."""
+        engine, streamed = self._router.engine, self._completion.stream
+        if attempt.first_byte_at is not None:
+            return Outcome.CANCELLED
+        limit_s = engine.blame_after_s(attempt.endpoint.id, now, streamed=streamed)
+        return Outcome.TIMEOUT if now - attempt.started >= limit_s else Outcome.CANCELLED
 
     def cancelled(self, *under_way: Attempt) -> None:
-        """The caller left."""
-        self._called_off("the caller left", "CANCELLED", under_way)
+        """The caller left. An endpoint that had kept them waiting for too long hears of it."""
+        now = self._router.clock.now()
+        for attempt in under_way:
+            self._finished(attempt, self._of_a_wait(attempt, now))
+            self._trail.attempted(attempt, Outcome.CANCELLED, None, "the caller left")
+        self._trail.ended("CANCELLED")
 
     def crashed(self, error: Exception, *under_way: Attempt) -> None:
         """Something of ours broke: close the books without blaming an endpoint."""
-        self._called_off(f"internal error: {type(error).__name__}", ServiceError.reason, under_way)
-
-    def _called_off(self, why: str, status: str, under_way: tuple[Attempt, ...]) -> None:
         for attempt in under_way:
             self._finished(attempt, Outcome.CANCELLED)
-            self._trail.attempted(attempt, Outcome.CANCELLED, None, why)
-        self._trail.ended(status)
+            self._trail.attempted(attempt, Outcome.CANCELLED, None, f"internal error: {type(error).__name__}")
+        self._trail.ended(ServiceError.reason)
 
     def _finished(
         self,

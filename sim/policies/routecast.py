@@ -214,8 +214,8 @@ class Routecast(Policy):
         outcome, waited_s = attempted.outcome, attempted.latency_s
         if outcome is not Outcome.TIMEOUT or attempted.ttft_s is not None or waited_s >= self._attempts.ttft_timeout_s:
             return outcome
-        limit_s = self.engine.hang_limit_s(self._ids[attempted.endpoint], now, streamed=True)
-        return outcome if limit_s is not None and waited_s >= limit_s else Outcome.CANCELLED
+        limit_s = self.engine.blame_after_s(self._ids[attempted.endpoint], now, streamed=True)
+        return outcome if waited_s >= limit_s else Outcome.CANCELLED
 
     def tick(self, now: float) -> Sequence[int]:
         """Hear the forecaster, let the engine tick; return what it wants probed and is not being probed."""

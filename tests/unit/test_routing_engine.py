@@ -329,7 +329,7 @@ def test_an_unknown_endpoint_is_named() -> None:
         lambda: engine.window_of("gone"),
         lambda: engine.drain("gone", "kim", NOW),
         lambda: engine.restore("gone", "kim", NOW),
-        lambda: engine.hang_limit_s("gone", NOW, streamed=True),
+        lambda: engine.blame_after_s("gone", NOW, streamed=True),
         lambda: engine.catalogue.endpoint("gone"),
     )
     for call in calls:
