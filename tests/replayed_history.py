@@ -34,18 +34,20 @@ class Recording(Routecast):
         super().probed(attempted, now)
 
 
-def recorded_history(world: World, root: Path) -> duckdb.DuckDBPyConnection:
-    """Serve `world` by the reflex policy and return a connection to what was recorded, from T0 on."""
+def recorded_history(world: World, root: Path, begins: float = T0) -> duckdb.DuckDBPyConnection:
+    """Serve `world` by the reflex policy and return a connection to what was recorded, from `begins` on."""
     policy = Recording(world)
     log = run(world, policy)
-    records: list[Record] = [_attempt(world.endpoints[a.endpoint], a, now, probe) for a, now, probe in policy.seen]
+    records: list[Record] = [
+        _attempt(world.endpoints[a.endpoint], a, begins + now, probe) for a, now, probe in policy.seen
+    ]
     ended = {int(a.attempt_id.partition(".")[0]): (a, now) for a, now, probe in policy.seen if not probe}
     for number, arrived in enumerate(log.arrival_s.tolist()):
         attempted, now = ended.get(number, (None, arrived))
         served = world.endpoints[attempted.endpoint] if attempted and not log.failed[number] else None
         records.append(
             RequestRecord(
-                replica="r1", time=T0 + now, request_id=str(number), edge="grpc", method="stream", model=MODEL,
+                replica="r1", time=begins + now, request_id=str(number), edge="grpc", method="stream", model=MODEL,
                 agent="", tenant="", session_id="", endpoint=served.id if served else "",
                 provider=served.provider if served else "", region=served.region if served else "",
                 status="ok" if served else "ATTEMPTS_EXHAUSTED", attempts=int(log.attempts[number]), failed_over=False,
@@ -61,7 +63,7 @@ def _attempt(endpoint: ArenaEndpoint, attempted: Attempted, now: float, probe: b
     is_ok = attempted.outcome is Outcome.OK
     tokens = attempted.output_tokens if is_ok else None
     return AttemptRecord(
-        replica="r1", time=T0 + now, started=T0 + now - attempted.latency_s, request_id="", decision_id="", number=1,
+        replica="r1", time=now, started=now - attempted.latency_s, request_id="", decision_id="", number=1,
         kind="probe" if probe else "live", endpoint=endpoint.id, provider=endpoint.provider, region=endpoint.region,
         zone=endpoint.zone, model=MODEL, agent="", tenant="", outcome=attempted.outcome.value, http_status=None,
         error="", ttft_ms=None if probe or attempted.ttft_s is None else 1000 * attempted.ttft_s,

@@ -44,6 +44,8 @@ def backtest(
     players = _players(service, proposal, names)
     with connect(service.data_dir / "history", threads=1) as connection:
         since, until, all_hours = read_all_hours(connection, service, days, hours)
+    if not all_hours:
+        return
     reports = []
     with shown() as progress:
         for hourly in all_hours:

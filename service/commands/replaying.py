@@ -73,14 +73,15 @@ def read_all_hours(
 ) -> tuple[float, float, list[Hourly]]:
     """Read the hours of every model of the last `days` days; return them after the first and last moment with traffic.
 
-    Raises InputError when there is nothing to replay.
+    Without anything to replay it says so and returns no hours: a young service is no error to a nightly job.
     """
     if days <= 0 or most_hours < 2:
         raise InputError("expected --days above 0 and --hours of 2 or more")
     now = time.time()
     period = first_and_last(connection, now - days * 86_400, now)
     if period is None:
-        raise InputError(f"{service.data_dir / 'history'}: no requests in the last {days:g} days")
+        ERR.print(f"{service.data_dir / 'history'}: no requests in the last {days:g} days, nothing to replay")
+        return now, now, []
     since, until = period
     models = replayable_models(connection, since, until)
     found: list[Hourly] = []
@@ -96,8 +97,6 @@ def read_all_hours(
             )  # fmt: skip
         except NothingToReplayError as error:
             ERR.print(f"left out: {error}", soft_wrap=True, highlight=False)
-    if not found:
-        raise InputError("no model can be replayed")
     return since, until, found
 
 

@@ -63,6 +63,8 @@ def propose(
     steps = [_asked(service, step)] if step else None
     with connect(service.data_dir / "history", threads=1) as connection:
         since, until, all_hours = read_all_hours(connection, service, days, hours)
+    if not all_hours:
+        return
     simulated = tuple(Simulated(scenario) for scenario in load_scenarios(_SCENARIOS))
     aim = Aim(Objective(settings.needless_weight, settings.switch_weight), settings.false_failovers_per_day)
     with shown() as progress:
