@@ -1,0 +1,313 @@
+"""L-14, L-05: thousands of streams at once through scripted chaos, against a service in a process of its own.
+
+`python -m bench.soak --streams 2000` (`make soak`). Every stream carries a watermark that its provider repeats, so that
+a text that reached the wrong caller, or was made of two, is found. Half of the streams go over gRPC, half over HTTP.
+Waves of streams follow each other: what the service holds after the last is compared with what it held after the first.
+
+The rule of this file: a stream ends in one of three ways. Its text is whole and its own; or it broke with an error that
+says so, and what came is the beginning of its own text; or it was refused before it began. Anything else is counted as
+corrupt, and one such stream fails the run.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from enum import StrEnum
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import grpc
+import uvloop
+from rich.console import Console
+from rich.table import Table
+from routecast.v1 import chat_pb2, router_pb2, router_pb2_grpc
+
+from sim.faults import FaultKind
+from sim.provider_server import Fault, ProviderFleet
+from sim.scenario import parse_scenario
+from sim.wire import spoken_pieces
+
+_MODEL = "openai/gpt-4"
+_NAMES = ("aurora", "borealis", "cirrus")
+_STREAMS_PER_CHANNEL = 100
+_QUIET_S = 60.0
+_MOST_TOKENS = 10_000
+_KIB = 1024
+
+
+class End(StrEnum):
+    """How a stream ended."""
+
+    WHOLE = "whole"
+    BROKEN = "broken, and said so"
+    REFUSED = "refused before it began"
+    CORRUPT = "CORRUPT"
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What the service holds: resident memory in KiB, file descriptors, connections to providers."""
+
+    rss_kib: int
+    descriptors: int
+    upstream: int
+
+
+@dataclass(slots=True)
+class Soaked:
+    """What came of a run. `most_open` is the largest number of streams that the providers had open at a time."""
+
+    streams: int
+    ends: Counter[End] = field(default_factory=Counter)
+    oddities: list[str] = field(default_factory=list)
+    most_open: int = 0
+    idle: list[Held] = field(default_factory=list)
+    peak_kib: int = 0
+
+    @property
+    def is_clean(self) -> bool:
+        """No stream was corrupt, and every socket was given back."""
+        first, last = self.idle[0], self.idle[-1]
+        return not self.ends[End.CORRUPT] and last.upstream == 0 and last.descriptors <= first.descriptors
+
+    @property
+    def kib_per_stream(self) -> float:
+        """Memory of one open stream: the peak of the waves over what was held after the first, per stream."""
+        return (self.peak_kib - self.idle[0].rss_kib) / max(1, self.most_open)
+
+
+def _scenario(tokens_per_s: float) -> str:
+    provider = """
+  - name: {name}
+    region: {name}
+    zone: a
+    ttft_ms: 30
+    tokens_per_s: {tokens_per_s}
+    models: [{{id: openai/gpt-4, provider_model_id: m}}]"""
+    providers = "".join(provider.format(name=name, tokens_per_s=tokens_per_s) for name in _NAMES)
+    return f"name: soak\nseed: 7\nduration_s: 3600\nproviders:{providers}\n"
+
+
+def _chaos(over_s: float) -> list[Fault]:
+    """One of each trouble, some of them at once, within so many seconds. Whatever strikes, another provider is well."""
+    tenth = over_s / 10
+
+    def fault(kind: FaultKind, provider: str, begins: float, **shape: Any) -> Fault:
+        return Fault(kind=kind, provider=provider, at_s=begins * tenth, for_s=2 * tenth, **shape)
+
+    return [
+        fault(FaultKind.TRUNCATE, "aurora", 0, probability=0.1),
+        fault(FaultKind.SERVER_ERROR, "borealis", 1, status=503),
+        fault(FaultKind.RATE_LIMIT, "aurora", 2, probability=0.5, retry_after_s=0.2),
+        fault(FaultKind.MALFORMED, "aurora", 3, probability=0.1),
+        fault(FaultKind.RESET, "aurora", 4, probability=0.5),
+        fault(FaultKind.HANG, "aurora", 5, probability=0.2),
+        fault(FaultKind.REFUSE, "aurora", 7),
+        fault(FaultKind.ERROR_RATE, "aurora", 8, probability=0.5),
+    ]
+
+
+def _config(fleet: ProviderFleet, folder: Path) -> Path:
+    path = folder / "routecast.yaml"
+    config = {
+        "server": {"grpc": "127.0.0.1:0", "http": "127.0.0.1:0"},
+        "data_dir": str(folder / "data"),
+        "providers": [{"name": name, "base_url": fleet.url(name)} for name in _NAMES],
+        "models": [{"id": _MODEL, "endpoints": [{"provider": name, "provider_model": "m"} for name in _NAMES]}],
+        "scoring": {"enabled": False},
+        "upstream": {"prewarm": 0},
+        "policy": {"attempts": {"ttft_timeout_s": 5, "stall_timeout_s": 10, "reserve_s": 10}},
+    }
+    path.write_text(json.dumps(config))
+    return path
+
+
+@asynccontextmanager
+async def _service(config: Path) -> AsyncIterator[tuple[int, dict[str, int]]]:
+    """`routecast serve`, until the block ends; yields its pid and ports."""
+    ports_file = config.with_name("ports.json")
+    command = (sys.executable, "-m", "service.cli", "serve", "--config", str(config), "--ports-file", str(ports_file))
+    process = await asyncio.create_subprocess_exec(*command, stderr=asyncio.subprocess.DEVNULL)
+    try:
+        async with asyncio.timeout(_QUIET_S):
+            while not await asyncio.to_thread(ports_file.exists):
+                if process.returncode is not None:
+                    raise RuntimeError("the service did not come up")
+                await asyncio.sleep(0.05)
+        yield process.pid, json.loads(ports_file.read_text())
+    finally:
+        if process.returncode is None:
+            process.send_signal(signal.SIGTERM)
+            await process.wait()
+
+
+class _Callers:
+    """Callers over both edges, and the judge of what they get."""
+
+    def __init__(self, soaked: Soaked, min_tokens: int) -> None:
+        self._soaked = soaked
+        self._extra = json.dumps({"min_tokens": min_tokens}).encode()
+        self._min_tokens = min_tokens
+
+    async def over_grpc(self, stub: "router_pb2_grpc.RouterServiceAsyncStub", mark: str) -> None:
+        """Stream over gRPC."""
+        message = chat_pb2.ChatMessage(role=chat_pb2.ROLE_USER, text=mark)
+        chat = chat_pb2.ChatRequest(model=_MODEL, messages=[message], extra_json=self._extra)
+        text, has_report, error = "", False, ""
+        try:
+            async for item in stub.StreamComplete(router_pb2.StreamCompleteRequest(chat=chat)):
+                if item.WhichOneof("event") == "report":
+                    has_report = True
+                else:
+                    text += "".join(delta.text for delta in item.chunk.deltas)
+        except grpc.aio.AioRpcError as raised:
+            error = raised.code().name
+        self._judge(mark, text, is_whole=has_report, error=error)
+
+    async def over_http(self, session: aiohttp.ClientSession, url: str, mark: str) -> None:
+        """Stream over the OpenAI edge."""
+        body = {
+            "model": _MODEL, "stream": True, "min_tokens": self._min_tokens,
+            "messages": [{"role": "user", "content": mark}],
+        }  # fmt: skip
+        text, has_done, error = "", False, ""
+        async with session.post(url, json=body) as response:
+            if response.status != 200:
+                error = str(response.status)
+            else:
+                async for line in response.content:
+                    data = line.removeprefix(b"data: ").strip()
+                    if data == b"[DONE]":
+                        has_done = True
+                    elif data.startswith(b"{"):
+                        event = json.loads(data)
+                        error = event.get("error", {}).get("code", error)
+                        text += "".join(c["delta"].get("content") or "" for c in event.get("choices", ()))
+        self._judge(mark, text, is_whole=has_done, error=error)
+
+    def _judge(self, mark: str, text: str, *, is_whole: bool, error: str) -> None:
+        end = _end_of(mark, self._min_tokens, text, is_whole=is_whole, error=error)
+        self._soaked.ends[end] += 1
+        if end is End.CORRUPT and len(self._soaked.oddities) < 10:
+            self._soaked.oddities.append(f"{mark!r}: whole {is_whole}, error {error!r}, text {text[:200]!r}")
+
+
+def _end_of(mark: str, tokens: int, text: str, *, is_whole: bool, error: str) -> End:
+    """Judge one stream: a simulated provider's answer follows from its name and the request, to the letter."""
+    messages = [{"role": "user", "content": mark}]
+    answers = ["".join(spoken_pieces(name, messages, tokens, _MOST_TOKENS)) for name in _NAMES]
+    if is_whole and not error:
+        return End.WHOLE if text in answers else End.CORRUPT
+    if is_whole or not error:
+        return End.CORRUPT
+    if not text:
+        return End.REFUSED
+    return End.BROKEN if any(answer.startswith(text) for answer in answers) else End.CORRUPT
+
+
+def _held(pid: int, fleet: ProviderFleet) -> Held:
+    fields = Path(f"/proc/{pid}/statm").read_text().split()
+    rss_kib = int(fields[1]) * os.sysconf("SC_PAGE_SIZE") // _KIB
+    upstream = sum(fleet.stats(name).connections for name in _NAMES)
+    return Held(rss_kib, len(list(Path(f"/proc/{pid}/fd").iterdir())), upstream)
+
+
+async def soak(streams: int, waves: int, stream_s: float, progress: Callable[[str], None] = lambda _: None) -> Soaked:
+    """Run `waves` waves of `streams` streams that each last about `stream_s` seconds; return what came of them."""
+    soaked, tokens = Soaked(streams), 40
+    async with AsyncExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        fleet = await stack.enter_async_context(ProviderFleet(parse_scenario(_scenario(tokens / stream_s)), keep=1))
+        pid, ports = await stack.enter_async_context(_service(_config(fleet, folder)))
+        for wave in range(waves + 1):
+            # The first wave is small and calm: it wakes everything up.
+            calm = wave == 0
+            count = min(streams, 50) if calm else streams
+            watching = asyncio.create_task(_watch(soaked, fleet, pid, calm=calm))
+            if not calm:
+                await fleet.inject(*_chaos(stream_s))
+            await _wave(soaked, ports, wave, count, 0.1 if calm else stream_s / 2, tokens)
+            await fleet.clear()
+            watching.cancel()
+            await fleet.until(lambda: all(fleet.stats(name).in_flight == 0 for name in _NAMES), timeout_s=_QUIET_S)
+            soaked.idle.append(await _settled(pid, fleet))
+            progress(f"wave {wave}: {dict(soaked.ends)}, {soaked.idle[-1]}")
+    return soaked
+
+
+async def _wave(soaked: Soaked, ports: dict[str, int], wave: int, count: int, over_s: float, tokens: int) -> None:
+    """Open `count` streams over `over_s` seconds, and wait for the end of all."""
+    callers = _Callers(soaked, tokens)
+    async with AsyncExitStack() as stack:
+        channels = [
+            await stack.enter_async_context(
+                # Channels to one address share a connection unless told otherwise.
+                grpc.aio.insecure_channel(f"127.0.0.1:{ports['grpc']}", [("grpc.use_local_subchannel_pool", 1)])
+            )
+            for _ in range(max(1, count // 2 // _STREAMS_PER_CHANNEL))
+        ]
+        stubs = cycle([router_pb2_grpc.RouterServiceStub(channel) for channel in channels])
+        connector, timeout = aiohttp.TCPConnector(limit=0), aiohttp.ClientTimeout(total=None)
+        session = await stack.enter_async_context(aiohttp.ClientSession(connector=connector, timeout=timeout))
+        url = f"http://127.0.0.1:{ports['http']}/v1/chat/completions"
+        async with asyncio.TaskGroup() as group:
+            for number in range(count):
+                mark = f"<stream {wave}-{number:06d}>"
+                call = callers.over_grpc(next(stubs), mark) if number % 2 else callers.over_http(session, url, mark)
+                group.create_task(call)
+                await asyncio.sleep(over_s / count)
+
+
+async def _watch(soaked: Soaked, fleet: ProviderFleet, pid: int, *, calm: bool) -> None:
+    while not calm:
+        held = _held(pid, fleet)
+        soaked.peak_kib = max(soaked.peak_kib, held.rss_kib)
+        soaked.most_open = max(soaked.most_open, sum(fleet.stats(name).in_flight for name in _NAMES))
+        await asyncio.sleep(0.1)
+
+
+async def _settled(pid: int, fleet: ProviderFleet) -> Held:
+    """Return what the service holds once its idle connections have timed out."""
+    give_up = time.monotonic() + _QUIET_S
+    while (held := _held(pid, fleet)).upstream and time.monotonic() < give_up:  # noqa: ASYNC110  # another process sets no event here
+        await asyncio.sleep(0.5)
+    return held
+
+
+def main() -> int:
+    """Run the command line; returns 1 when a stream was corrupt or something was not given back."""
+    parser = argparse.ArgumentParser(prog="python -m bench.soak", description=__doc__)
+    parser.add_argument("--streams", type=int, default=2000, help="at once (default: 2000)")
+    parser.add_argument("--waves", type=int, default=2, help="of so many streams (default: 2)")
+    parser.add_argument("--seconds", type=float, default=20.0, help="that a stream lasts (default: 20)")
+    arguments = parser.parse_args()
+    console = Console(width=120)
+    soaked = uvloop.run(soak(arguments.streams, arguments.waves, arguments.seconds, console.print))
+    table = Table(title=f"{arguments.waves} waves of {arguments.streams} streams", title_justify="left")
+    for column in ("what", "value"):
+        table.add_column(column)
+    for end in End:
+        table.add_row(end.value, str(soaked.ends[end]))
+    table.add_row("open at once", str(soaked.most_open))
+    table.add_row("KiB per open stream", f"{soaked.kib_per_stream:.0f}")
+    for name, held in zip(("after warming up", *(f"after wave {n + 1}" for n in range(9))), soaked.idle, strict=False):
+        table.add_row(name, f"{held.rss_kib / _KIB:.0f} MiB, {held.descriptors} descriptors, {held.upstream} upstream")
+    console.print(table)
+    for oddity in soaked.oddities:
+        console.print(oddity, style="red")
+    return int(not soaked.is_clean)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
