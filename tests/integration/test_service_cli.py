@@ -90,7 +90,7 @@ def test_the_committed_schema_is_the_one_in_force(routecast: Routecast) -> None:
         ("- 1", "expected a mapping with `providers` and `models`"),
         ("providers: [", "(line 1): not valid YAML"),
         ("models: []", "providers: missing, expected a value"),
-        (GOOD + "servers: {}\n", "servers (line 7): unknown field, expected one of data_dir, history, log_level"),
+        (GOOD + "servers: {}\n", "servers (line 7): unknown field, expected one of data_dir, history, idempotency, log_level"),
         (GOOD + "log_level: loud\n", "log_level (line 7): input should be 'debug', 'info', 'warning' or 'error'"),
         (GOOD + "server: {grpc: 50051}\n", "server.grpc (line 7): input should be a valid string"),
         (GOOD + "server: {grpc: nohost}\n", "server.grpc (line 7): expected host:port"),
