@@ -14,10 +14,15 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from bench import edge, engine, failover
+from bench import edge, engine, failover, scoring
 from bench.figure import Figure
 
-_BENCHES: dict[str, Callable[[], list[Figure]]] = {"engine": engine.run, "edge": edge.run, "failover": failover.run}
+_BENCHES: dict[str, Callable[[], list[Figure]]] = {
+    "engine": engine.run,
+    "edge": edge.run,
+    "failover": failover.run,
+    "scoring": scoring.run,
+}
 _OUTPUT = Path("build/bench.json")
 
 

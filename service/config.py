@@ -170,6 +170,8 @@ class Scoring(Section):
     """Time between two forecasts."""
     scheduling: Literal["idle", "normal"] = "idle"
     """Scheduling class of the process; idle never takes processor time from requests."""
+    explore: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 0.05
+    """Share of alarms that move a tenth of the traffic only, so that it stays known how often alarms are right."""
 
 
 class Tuning(Section):

@@ -146,12 +146,14 @@ class ScoringLink:
             tick_s=self._settings.tick_s,
             scheduling=self._settings.scheduling,
             retention_s=self._retention_s,
+            explore=self._settings.explore,
         )
 
     async def _send(self, pipe: asyncio.StreamWriter) -> None:
         while True:
             observations = [self._outgoing.popleft() for _ in range(len(self._outgoing))]
-            pipe.write(encode(Batch(self._router.clock.now(), observations, self._statuses())))
+            threshold = self._router.engine.policy.forecast.threshold
+            pipe.write(encode(Batch(self._router.clock.now(), observations, self._statuses(), threshold)))
             async with asyncio.timeout(_STUCK_S):
                 await pipe.drain()
             await asyncio.sleep(_BATCH_S)

@@ -129,7 +129,7 @@ def service_config(story: Story, ports: Mapping[str, int], data_dir: Path) -> di
             },
         },
         # On a busy machine an idle class may get no time for seconds, and the story does not wait.
-        "scoring": {"tick_s": max(0.5, pace), "scheduling": "normal"},
+        "scoring": {"tick_s": max(0.5, pace), "scheduling": "normal", "explore": 0.0},
         "history": {"flush_s": 0.5},
     }
 

@@ -1,0 +1,183 @@
+"""What a forecast costs, and what it is worth.
+
+`make bench` runs the costs. `python -m bench.scoring` also judges the shipped model in worlds that nobody was trained,
+calibrated or tuned on (a few minutes; --worlds sets how many): early recall and lead by kind of trouble, false alarms
+where trouble is as rare as in service, Brier skill there and in worlds unlike the training's.
+"""
+
+import argparse
+import resource
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from itertools import chain, repeat
+
+import numpy as np
+import numpy.typing as npt
+from rich.console import Console
+from rich.table import Table
+
+from bench.figure import Figure, cpu_us
+from routing.outcomes import Outcome
+from routing.window import Window
+from scoring.alarms import endpoint_days, false_alarms
+from scoring.artifact import Model, load
+from scoring.explain import contributions
+from scoring.features import NAMES, Member, matrix
+from scoring.metrics import lead_s, skill
+from scoring.registry import PRIOR
+from sim.judging import Sampled, sample_world, series_of
+from sim.world import START_S, Setting
+
+# Far from the seeds of the prior (60 to 63 million) and from those of the scorecard.
+_FIRST_SEED = 900_000_000
+_TRAINING_ROWS = 1_000_000
+_KINDS = ("ramp", "queue", "creep", "rate_limit", "abrupt", "hang", "flapping", "region")
+
+
+def run() -> list[Figure]:
+    """Measure the costs: scoring, explaining, training."""
+    model = load(PRIOR)
+    windows = _windows(4)
+    members = [Member(f"p{i % 4}", f"r{i % 3}") for i in range(1000)]
+    four = matrix(members[:4], windows, START_S + 400)
+    thousand = np.tile(four, (250, 1))
+    groups = [member.provider for member in members]
+    seconds, megabytes = _training_cost()
+    return [
+        Figure("risks of 4 endpoints", cpu_us(lambda: model.forecaster.risks(four, groups[:4]), 200)),
+        Figure("features and risks of 4 endpoints", cpu_us(lambda: _tick(model, members[:4], windows), 50)),
+        Figure("risks of 1,000 endpoints", cpu_us(lambda: model.forecaster.risks(thousand, groups), 10)),
+        Figure("features of 1,000 endpoints", cpu_us(lambda: matrix(members, windows * 250, START_S + 400), 2)),
+        Figure("explanation of one alarm", cpu_us(lambda: contributions(model.forecaster, four[0]), 50)),
+        Figure("training on 1,000,000 rows, CPU s", seconds, None, f"peak memory {megabytes:.0f} MB"),
+    ]
+
+
+def _tick(model: Model, members: Sequence[Member], windows: Sequence[Window]) -> None:
+    x = matrix(members, windows, START_S + 400)
+    model.forecaster.risks(x[model.forecaster.domain.covers(x)])
+
+
+def _windows(count: int) -> list[Window]:
+    """Return windows with 400 s of ordinary traffic."""
+    windows = [Window() for _ in range(count)]
+    rng = np.random.default_rng(1)
+    for second in range(400):
+        for window in windows:
+            for i in range(5):
+                now, name = START_S + second + i / 5, f"{second}-{i}"
+                window.started(name, now)
+                window.finished(name, Outcome.OK, now, ttft_s=float(rng.lognormal(-1, 0.3)), output_tokens=20)
+    return windows
+
+
+def _training_cost() -> tuple[float, float]:
+    """Train in a process of its own; return its CPU seconds and its peak memory in MB."""
+    found = subprocess.run(
+        [sys.executable, "-m", "bench.scoring", "--train"], capture_output=True, text=True, check=True
+    ).stdout.split()
+    return float(found[0]), float(found[1])
+
+
+def _train() -> None:
+    from scoring.training import export, fit_classifier  # noqa: PLC0415  # only this process needs scikit-learn
+
+    rng = np.random.default_rng(2)
+    x = rng.standard_normal((_TRAINING_ROWS, len(NAMES)))
+    odds = 1.5 * x[:, 0] + np.maximum(x[:, 9], 0) + 0.7 * x[:, 20] - 4
+    y = (rng.random(_TRAINING_ROWS) < 1 / (1 + np.exp(-odds))).astype(np.int8)
+    began = time.process_time()
+    export(fit_classifier(x, y, x[:50_000], y[:50_000], seed=1))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(f"{time.process_time() - began:.1f} {peak:.0f}")
+
+
+# What it is worth.
+
+
+def _sampled(pool: ProcessPoolExecutor, setting: Setting, worlds: int) -> list[Sampled]:
+    seeds = range(_FIRST_SEED, _FIRST_SEED + worlds)
+    return list(chain.from_iterable(pool.map(partial(sample_world, tick_s=1.0), seeds, repeat(setting))))
+
+
+def judge(model: Model, worlds: int, jobs: int) -> list[Table]:
+    """Return the tables of what the model is worth."""
+    with ProcessPoolExecutor(jobs) as pool:
+        samples = {s: _sampled(pool, s, worlds) for s in (Setting.STEADY, Setting.SPARSE, Setting.SHIFTED)}
+    return [_whole(model, samples), *(_kinds(model, s, samples[s]) for s in (Setting.STEADY, Setting.SHIFTED))]
+
+
+def _whole(model: Model, samples: dict[Setting, list[Sampled]]) -> Table:
+    table = Table(title=f"{model.manifest.version}, threshold {model.manifest.threshold:g}", title_justify="left")
+    for column in ("worlds", "rows", "base rate", "PR-AUC", "Brier skill", "false alarms per endpoint-day"):
+        table.add_column(column, justify="left" if column == "worlds" else "right")
+    for setting, found in samples.items():
+        x, y = _rows(found)
+        figures = skill(y, model.forecaster.risks(x))
+        series = series_of(found, model.forecaster)
+        days = endpoint_days(series)
+        alarms = sum(false_alarms(s, model.manifest.threshold) for s in series)
+        table.add_row(
+            setting.value, str(figures.rows), f"{figures.base_rate:.4f}", f"{figures.pr_auc or 0:.3f}",
+            f"{figures.brier_skill or 0:.3f}", f"{alarms / days:.2f} ({alarms} in {days:.1f} days)",
+        )  # fmt: skip
+    return table
+
+
+def _rows(samples: Sequence[Sampled]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int8]]:
+    return np.concatenate([s.x[s.usable] for s in samples]), np.concatenate([s.y[s.usable] for s in samples])
+
+
+def _kinds(model: Model, setting: Setting, samples: Sequence[Sampled]) -> Table:
+    """Return recall and leads by kind: before the first harm that attempts show, and before the moment at which any
+    breaker would notice.
+    """
+    leads: dict[str, list[tuple[float | None, float, float | None, float]]] = defaultdict(list)
+    for sampled, series in zip(samples, series_of(samples, model.forecaster), strict=True):
+        for t in sampled.troubles:
+            hard = max(t.hard, t.harmful)
+            before_harm, before_hard = (
+                lead_s(series.time, series.risk, model.manifest.threshold, t.begins, moment)
+                for moment in (t.harmful, hard)
+            )
+            leads[t.kind.value].append((before_harm, t.harmful - t.begins, before_hard, hard - t.begins))
+    table = Table(title=f"{setting.value} worlds, by kind", title_justify="left")
+    for column in ("kind", "n", "early recall", "lead s", "of possible", "recall before hard", "lead s", "of possible"):
+        table.add_column(column, justify="left" if column == "kind" else "right")
+    for kind in (kind for kind in _KINDS if leads[kind]):
+        found = leads[kind]
+        table.add_row(
+            kind, str(len(found)),
+            *_recall([lead for lead, _, _, _ in found]), f"{np.median([possible for _, possible, _, _ in found]):.0f}",
+            *_recall([lead for _, _, lead, _ in found]), f"{np.median([possible for _, _, _, possible in found]):.0f}",
+        )  # fmt: skip
+    return table
+
+
+def _recall(leads: Sequence[float | None]) -> tuple[str, str]:
+    early = [lead for lead in leads if lead is not None]
+    return f"{len(early) / len(leads):.2f}", f"{np.median(early):.0f}" if early else "–"
+
+
+def main() -> None:
+    """Print costs and worth."""
+    parser = argparse.ArgumentParser(prog="python -m bench.scoring", description=__doc__)
+    parser.add_argument("--worlds", type=int, default=12, help="worlds of each setting (default: %(default)s)")
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--train", action="store_true", help="only train on a million rows; CPU seconds and MB")
+    options = parser.parse_args()
+    if options.train:
+        _train()
+        return
+    console = Console(width=130)
+    for table in judge(load(PRIOR), options.worlds, options.jobs):
+        console.print(table)
+
+
+if __name__ == "__main__":
+    main()
