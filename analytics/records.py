@@ -65,7 +65,7 @@ class RequestRecord:
     time: Annotated[_Time, "when the request finished"]
     request_id: Annotated[_Text, "joins requests, attempts and decisions"]
     edge: Annotated[_Text, "grpc or http"]
-    method: Annotated[_Text, "complete, stream, embed or route"]
+    method: Annotated[_Text, "complete, stream, embed, route, or replay of an answer kept under an idempotency key"]
     model: Annotated[_Text, "canonical model asked for"]
     agent: Annotated[_Text, "caller group"]
     tenant: Annotated[_Text, "who pays and is limited"]

@@ -41,7 +41,6 @@ from service.errors import (
 )
 from service.flight import Flight
 from service.history import AttemptSink
-from service.providers.base import Operation
 from service.recording import Item, Recording, RecordingError
 from service.serving import Event, Serving
 from service.store.errors import StoreError
@@ -52,7 +51,6 @@ log = logging.getLogger(__name__)
 _KEY = re.compile(r"[!-~]{1,255}")
 _LONG = 500  # items, beyond which encoding them would hold up the event loop
 _OF_THE_MOMENT = ("x-ratelimit-", "retry-after")
-_METHODS = {Operation.EMBEDDINGS: "embed"}
 _REUSED = "idempotency key {!r} was used for another request before"
 
 
@@ -252,14 +250,13 @@ class IdempotentServing:
 
     def _note(self, completion: Completion, status: str, started: float) -> None:
         now = self._clock.now()
-        method = "stream" if completion.stream else _METHODS.get(completion.operation, "complete")
         self._record(
             RequestRecord(
                 replica=self._replica,
                 time=now,
                 request_id=completion.request_id,
                 edge=completion.edge,
-                method=method,
+                method="replay",
                 model=completion.route.model,
                 agent=completion.route.agent,
                 tenant=completion.route.tenant,

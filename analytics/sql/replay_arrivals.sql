@@ -4,7 +4,7 @@ WITH arrival AS (
     SELECT time - to_microseconds(CAST(latency_ms * 1000 AS BIGINT)) AS arrived, input_tokens, output_tokens,
         status <> 'ok' AND status <> 'CANCELLED' AS failed, ttft_ms, cost_usd, request_id
     FROM requests
-    WHERE model = $model AND method <> 'route' AND NOT list_contains($callers_own, status)
+    WHERE model = $model AND method NOT IN ('route', 'replay') AND NOT list_contains($callers_own, status)
         AND time >= $since AND time < CAST($until AS TIMESTAMP) + INTERVAL 1 HOUR
     UNION ALL
     SELECT started, input_tokens, output_tokens, is_failure(outcome), ttft_ms, cost_usd, decision_id

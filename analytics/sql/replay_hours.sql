@@ -1,7 +1,7 @@
 -- The hours of a model's traffic, counted from `since`: how many requests came, and whether anything was wrong or changed.
 WITH request AS (
     SELECT CAST(floor((unix_s(time) - unix_s(CAST($since AS TIMESTAMP))) / 3600) AS BIGINT) AS hour, count(*) AS requests
-    FROM requests WHERE model = $model AND method <> 'route' AND time >= $since AND time < $until
+    FROM requests WHERE model = $model AND method NOT IN ('route', 'replay') AND time >= $since AND time < $until
     GROUP BY hour
 ),
 failing AS (

@@ -12,7 +12,7 @@ from service.config import Config
 from service.store import conversations, outbox, results
 from service.store.conversations import Conversations
 from service.store.database import Database
-from service.store.errors import StoreError
+from service.store.errors import StoreError, StoreUnusableError
 from service.store.outbox import Outbox
 from service.store.results import Results
 from service.store.seal import Seal
@@ -45,7 +45,11 @@ def state_path(config: Config) -> Path:
 @asynccontextmanager
 async def state_store(config: Config, clock: Clock) -> AsyncIterator[StateStore]:
     """Open the store for the length of the block. Raises StoreUnusableError, which is an OSError."""
-    seal = Seal(config.state.raw_keys())
+    try:
+        seal = Seal(config.state.raw_keys())
+    except ModuleNotFoundError as error:
+        needed = "state.encryption_keys: expected the extra `encryption` to be installed (routecast[encryption])"
+        raise StoreUnusableError(f"{needed}: {error}") from error
     database = Database(state_path(config), _SCHEMA, sync=config.state.sync)
     async with AsyncExitStack() as stack:
         stack.push_async_callback(database.aclose)

@@ -1,7 +1,9 @@
 """The state store: what was handed back is on the disk, who fails fails alone, and every bound holds (F-04, F-05)."""
 
 import asyncio
+import base64
 import sqlite3
+import sys
 import threading
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -9,6 +11,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from service.clock import SteadyClock
+from service.config import Config
 from service.store import conversations, outbox, results
 from service.store.conversations import Conversations, SessionKey
 from service.store.database import Database
@@ -16,6 +20,7 @@ from service.store.errors import SealError, StoreError, StoreUnusableError
 from service.store.outbox import Outbox
 from service.store.results import Found, ResultKey, Results, State
 from service.store.seal import Seal
+from service.store.state import state_store
 
 SCHEMA = (
     "CREATE TABLE IF NOT EXISTS words (word TEXT NOT NULL)",
@@ -191,6 +196,25 @@ def test_a_sealed_value_opens_at_its_place_only() -> None:
     ):
         with pytest.raises(SealError):
             seal.open(value, place)
+
+
+async def test_keys_without_the_means_to_use_them_are_told_at_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The cipher comes with an extra; conversations are not written in clear because it is missing."""
+    monkeypatch.setitem(sys.modules, "cryptography.hazmat.primitives.ciphers.aead", None)
+    key = base64.b64encode(b"k" * 32).decode()
+    config = Config.model_validate(
+        {
+            "data_dir": tmp_path,
+            "state": {"encryption_keys": [key]},
+            "providers": [{"name": "p", "base_url": "http://127.0.0.1:1/v1"}],
+            "models": [{"id": "m", "endpoints": [{"provider": "p", "provider_model": "m"}]}],
+        }
+    )
+    with pytest.raises(StoreUnusableError, match=r"routecast\[encryption\]"):
+        async with state_store(config, SteadyClock()):
+            pass
 
 
 def test_keys_may_be_exchanged_and_plain_values_stay_readable() -> None:
