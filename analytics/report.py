@@ -13,6 +13,7 @@ from typing import Any
 
 from rich import box
 from rich.table import Table
+from rich.text import Text
 
 from analytics.queries import Alarm, Failover, ForecastReport, ProviderReport, Summary, TimelinePoint, UsageReport
 
@@ -150,7 +151,8 @@ def render_rows(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table:
     """The result of an analyst's own SQL."""
     table = _table(None, list(columns), [])
     for row in rows:
-        table.add_row(*(_NONE if value is None else str(value) for value in row))
+        # Text, not markup: a JSON list would vanish as an unknown style.
+        table.add_row(*(Text(_NONE if value is None else str(value)) for value in row))
     return table
 
 

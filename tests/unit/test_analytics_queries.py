@@ -208,9 +208,19 @@ def test_reports_show_the_figures_and_a_dash_for_none(tmp_path: Path) -> None:
     console.print(report.render_providers(queries.providers(connection, T0, UNTIL)))
     console.print(report.render_forecasts(queries.forecasts(connection, T0, UNTIL)))
     console.print(report.render_summary(queries.summary(connection, T0, UNTIL)))
-    console.print(report.render_rows(["answer"], [(None,), (42,)]))
+    console.print(report.render_rows(["answer"], [(None,), (42,), ('{"a": [null, 7]}',)]))
     text = console.export_text()
-    for figure in ("failure_rate 0.5 (threshold 0.3)", "ongoing", "+5.0 s", "timeout:1", "50.0 %", "0.250", "42", "–"):
+    for figure in (
+        "failure_rate 0.5 (threshold 0.3)",
+        "ongoing",
+        "+5.0 s",
+        "timeout:1",
+        "50.0 %",
+        "0.250",
+        "42",
+        "–",
+        "[null, 7]",
+    ):
         assert figure in text
     [record] = json.loads(json.dumps(report.as_dicts(departures)))
     assert record["lead_s"] == 5.0
