@@ -26,7 +26,7 @@ from analytics.store import connect
 from service.completion import Completion, Report, Served
 from service.serving import Event, Serving
 from service.store.errors import StoreError
-from service.store.outbox import Outbox
+from service.store.outbox import Outbox, Shipment
 
 log = logging.getLogger(__name__)
 
@@ -116,14 +116,17 @@ class Ledger:
         """Bring what is in the outbox into the history."""
         try:
             while (shipment := await self._outbox.pack(_MOST_AT_ONCE)) is not None:
-                entries = [_ENTRY.decode(body) for body in shipment.bodies]
-                if not (shipment.resumed and await asyncio.to_thread(self._has_arrived, entries[0])):
-                    await asyncio.to_thread(self._segments.write, UsageRecord.stream, entries)
+                await asyncio.to_thread(self._deliver, shipment)
                 await self._outbox.delivered(shipment)
         except (StoreError, HistoryError, OSError, duckdb.Error) as error:
             log.warning("usage entries wait in the outbox: %s", error)
         except Exception:
             log.exception("usage entries wait in the outbox")
+
+    def _deliver(self, shipment: Shipment) -> None:
+        entries = [_ENTRY.decode(body) for body in shipment.bodies]
+        if not (shipment.resumed and self._has_arrived(entries[0])):
+            self._segments.write(UsageRecord.stream, entries)
 
     def _has_arrived(self, entry: UsageRecord) -> bool:
         """Tell whether the history has the shipment of which `entry` is the first: a segment is there whole or not."""
