@@ -12,7 +12,7 @@ _WIDTH, _HEIGHT = 520.0, 300.0
 _LEFT, _RIGHT, _TOP, _BOTTOM = 56.0, 14.0, 18.0, 76.0
 _LEGEND_COLUMNS = 3
 _COLOURS = ("#3b6fd4", "#c2463c", "#5a8f5a", "#d08a2e", "#8d5aa8", "#26323d")
-_INK, _PALE = "#26323d", "#8a96a3"
+INK, PALE = "#26323d", "#8a96a3"
 _ROW, _NAMES = 20.0, 190.0
 
 Points = Sequence[tuple[float, float]]
@@ -49,18 +49,18 @@ def lines(
     for value in y.marks():
         _, at = place(x.low, value)
         parts.append(f'<path d="M{_LEFT:g} {at:.1f}H{_WIDTH - _RIGHT:g}" stroke="#e4e8ec"/>')
-        parts.append(_text(_LEFT - 6, at + 4, f"{value:.3g}", "end", _PALE))
+        parts.append(text(_LEFT - 6, at + 4, f"{value:.3g}", "end", PALE))
     for value in x.marks():
         at, _ = place(value, y.low)
-        parts.append(_text(at, _TOP + high + 16, f"{value:.3g}", "middle", _PALE))
-    parts.append(_text(_LEFT + wide / 2, _TOP + high + 34, x.label, "middle", _INK))
-    parts.append(_text(_LEFT, _TOP - 6, y.label, "start", _INK))
+        parts.append(text(at, _TOP + high + 16, f"{value:.3g}", "middle", PALE))
+    parts.append(text(_LEFT + wide / 2, _TOP + high + 34, x.label, "middle", INK))
+    parts.append(text(_LEFT, _TOP - 6, y.label, "start", INK))
     if diagonal:
         (x1, y1), (x2, y2) = place(0, 0), place(1, 1)
-        parts.append(f'<path d="M{x1:.1f} {y1:.1f}L{x2:.1f} {y2:.1f}" stroke="{_PALE}" stroke-dasharray="4 3"/>')
+        parts.append(f'<path d="M{x1:.1f} {y1:.1f}L{x2:.1f} {y2:.1f}" stroke="{PALE}" stroke-dasharray="4 3"/>')
     if mark is not None:
         at, _ = place(mark, y.low)
-        parts.append(f'<path d="M{at:.1f} {_TOP:g}V{_TOP + high:g}" stroke="{_INK}" stroke-dasharray="4 3"/>')
+        parts.append(f'<path d="M{at:.1f} {_TOP:g}V{_TOP + high:g}" stroke="{INK}" stroke-dasharray="4 3"/>')
     for i, (name, points) in enumerate(series.items()):
         colour = _COLOURS[i % len(_COLOURS)]
         placed = [place(a, b) for a, b in points if isfinite(a) and isfinite(b)]
@@ -70,8 +70,8 @@ def lines(
             parts += [f'<circle cx="{a:.1f}" cy="{b:.1f}" r="2.5" fill="{colour}"/>' for a, b in placed]
         row, column = divmod(i, _LEGEND_COLUMNS)
         at = _LEFT + column * wide / min(len(series), _LEGEND_COLUMNS)
-        parts.append(_text(at, _TOP + high + 52 + 16 * row, f"● {name}", "start", colour))
-    return _svg(_HEIGHT, parts, title)
+        parts.append(text(at, _TOP + high + 52 + 16 * row, f"● {name}", "start", colour))
+    return svg(_WIDTH, _HEIGHT, parts, title)
 
 
 def bars(title: str, values: Mapping[str, float], unit: str) -> str:
@@ -82,20 +82,25 @@ def bars(title: str, values: Mapping[str, float], unit: str) -> str:
     for row, (name, value) in enumerate(values.items()):
         at = 6 + row * _ROW
         width = max(0.0, value) * scale
-        parts.append(_text(_NAMES - 8, at + 12, name, "end", _INK))
+        parts.append(text(_NAMES - 8, at + 12, name, "end", INK))
         parts.append(f'<rect x="{_NAMES:g}" y="{at:.1f}" width="{width:.1f}" height="14" rx="2" fill="{_COLOURS[0]}"/>')
-        parts.append(_text(_NAMES + width + 6, at + 12, f"{value:.3g}", "start", _INK))
+        parts.append(text(_NAMES + width + 6, at + 12, f"{value:.3g}", "start", INK))
     height = 6 + len(values) * _ROW
-    parts.append(_text(_NAMES, height + 14, unit, "start", _PALE))
-    return _svg(height + 22, parts, title)
+    parts.append(text(_NAMES, height + 14, unit, "start", PALE))
+    return svg(_WIDTH, height + 22, parts, title)
 
 
-def _text(x: float, y: float, text: str, anchor: str, colour: str) -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="{colour}">{escape(text)}</text>'
-
-
-def _svg(height: float, parts: Sequence[str], title: str) -> str:
+def text(x: float, y: float, said: str, anchor: str, colour: str = INK, weight: int = 400) -> str:
+    """Return words at a place; `anchor` is start, middle or end."""
     return (
-        f'<svg viewBox="0 0 {_WIDTH:g} {height:.0f}" width="{_WIDTH:g}" role="img" '
+        f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="{colour}" font-weight="{weight}">'
+        f"{escape(said)}</text>"
+    )
+
+
+def svg(width: float, height: float, parts: Sequence[str], title: str) -> str:
+    """Return a picture of `parts`; `title` is read out to those who do not see it."""
+    return (
+        f'<svg viewBox="0 0 {width:g} {height:.0f}" width="{width:g}" role="img" '
         f'font-family="system-ui,sans-serif" font-size="12"><title>{escape(title)}</title>{"".join(parts)}</svg>'
     )
