@@ -185,6 +185,20 @@ async def test_f04_an_answer_waits_for_a_caller_whose_deadline_passed(
     assert _calls(providers) == 1
 
 
+async def test_f04_the_retries_of_an_unmodified_sdk_are_one_call(service: Service, providers: ProviderFleet) -> None:
+    """The official SDK gives up waiting and tries again by itself, with the same headers."""
+    await providers.inject(Fault(kind=FaultKind.CRAWL, provider="aurora", tokens_per_s_multiplier=0.0005))
+    sdk = service.sdk.with_options(max_retries=10, timeout=0.4)
+    raw = await sdk.chat.completions.with_raw_response.create(
+        model=GPT4, messages=[{"role": "user", "content": "hi"}], extra_headers={"Idempotency-Key": "k"}
+    )
+    assert raw.headers[REPLAYED] == "true"
+    assert raw.parse().choices[0].message.content
+    assert providers.stats("aurora").outcomes == {"ok": 1}
+    counted = "SELECT (SELECT count(*) FROM usage), count(*) > 0 FROM requests WHERE method = 'replay'"
+    assert await service.history(counted) == [(1, True)]
+
+
 async def test_f03_a_key_does_not_cost_a_caller_in_a_hurry_his_failover(
     service: Service, providers: ProviderFleet
 ) -> None:
