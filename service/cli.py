@@ -25,6 +25,7 @@ for command, purpose in (
     ("serve:serve", "Serve gRPC and the OpenAI-compatible HTTP edge until SIGTERM."),
     ("configuration:check_config", "Validate a configuration file without starting anything."),
     ("configuration:schema", "Print the JSON Schema of the configuration, for editors."),
+    ("tenants:tenant_key", "Print a new API key for a tenant, and its hash for the configuration."),
     ("failover:providers", "Show the health of all providers, and the failure domains that are down."),
     ("failover:check", "Send a probe to an endpoint now; exit with 1 unless it is answered."),
     ("failover:drain", "Take an endpoint out of service; requests in flight finish there."),

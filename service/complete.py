@@ -8,10 +8,12 @@ import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import replace
+from types import MappingProxyType
 
 import msgspec
 
 from routing.attempts import crawl_floor_tokens_per_s, usual_tokens_per_s
+from routing.model import Endpoint
 from routing.outcomes import Outcome
 from service.completion import Begun, Completion, Continued, Report, Served
 from service.config import Truncation
@@ -38,11 +40,12 @@ from service.wire import (
 )
 
 _OK = 200
+_NO_OWN: Mapping[tuple[str, str], Adapter] = MappingProxyType({})
 
 
 class Completer:
-    """Serves requests for both edges. `adapters` are by provider name; `record` takes history records and may not
-    raise.
+    """Serves requests for both edges. `adapters` are by provider name, `own_adapters` those with a tenant's own key by
+    tenant and provider; `record` takes history records and may not raise.
     """
 
     def __init__(
@@ -52,9 +55,11 @@ class Completer:
         sessions: SessionStore,
         record: AttemptSink,
         replica: str,
+        own_adapters: Mapping[tuple[str, str], Adapter] = _NO_OWN,
     ) -> None:
         self._router = router
         self._adapters = adapters
+        self._own_adapters = own_adapters
         self._sessions = sessions
         self._record = record
         self._replica = replica
@@ -76,7 +81,8 @@ class Completer:
         try:
             # The transport watches connect, first byte and stalls; this bounds a reply that trickles.
             async with asyncio.timeout(attempt.timeouts.first_byte_s):
-                return await self._adapters[endpoint.provider].send(turn.call(endpoint), endpoint, attempt.timeouts)
+                adapter = self._adapter(turn, endpoint)
+                return await adapter.send(turn.call(endpoint), endpoint, attempt.timeouts)
         except TimeoutError:
             raise AttemptFailed(overdue(attempt)) from None
 
@@ -121,11 +127,15 @@ class Completer:
     def _opener(self, turn: Turn, walk: Walk) -> Callable[[Attempt], Awaitable[Opening]]:
         async def start(attempt: Attempt) -> Opening:
             endpoint = attempt.endpoint
-            opening = await opened(self._adapters[endpoint.provider], turn.call(endpoint), attempt)
+            opening = await opened(self._adapter(turn, endpoint), turn.call(endpoint), attempt)
             walk.first_byte(attempt)
             return opening
 
         return start
+
+    def _adapter(self, turn: Turn, endpoint: Endpoint) -> Adapter:
+        own = self._own_adapters and self._own_adapters.get((turn.completion.route.tenant, endpoint.provider))
+        return own or self._adapters[endpoint.provider]
 
     async def _events(
         self, turn: Turn, walk: Walk, attempt: Attempt, opening: Opening

@@ -16,9 +16,18 @@ from pydantic import ValidationError
 
 from routing.errors import PolicyError
 from service.config import Config, ReferencesError
+from service.tenancy.keys import is_hash
 
 _REFERENCE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
-_ENCRYPTION_KEYS = "encryption_keys"
+_ENCRYPTION_KEYS, _TENANT_KEYS = "encryption_keys", "api_keys"
+# Where secrets stand, which may be given by reference alone.
+_SECRETS = (
+    ("providers", "*", "api_key"),
+    ("state", _ENCRYPTION_KEYS, "*"),
+    ("tenants", "*", _TENANT_KEYS, "*"),
+    ("tenants", "*", "credentials", "*"),
+)
+_SECRET_FIELDS = {part for place in _SECRETS for part in place[1:]} - {"*"}
 _Path = tuple[str | int, ...]
 
 
@@ -111,17 +120,24 @@ def _duplicate_keys(node: yaml.Node, path: _Path) -> Iterator[tuple[_Path, str]]
 
 
 def _literal_keys(tree: dict[str, Any]) -> Iterator[tuple[_Path, str]]:
-    providers, state = tree.get("providers"), tree.get("state")
-    given: dict[_Path, Any] = {
-        ("providers", index, "api_key"): provider.get("api_key")
-        for index, provider in enumerate(providers if isinstance(providers, list) else [])
-        if isinstance(provider, dict)
-    }
-    keys = state.get(_ENCRYPTION_KEYS) if isinstance(state, dict) else None
-    given |= {("state", _ENCRYPTION_KEYS, i): key for i, key in enumerate(keys if isinstance(keys, list) else [])}
-    for path, key in given.items():
-        if key is not None and not (isinstance(key, str) and _REFERENCE.fullmatch(key)):
-            yield path, "expected an environment reference such as ${OPENAI_API_KEY}, not a key"
+    for place in _SECRETS:
+        for path, key in _at(tree, place, ()):
+            is_reference = isinstance(key, str) and _REFERENCE.fullmatch(key)
+            if key is not None and not is_reference and not (_TENANT_KEYS in path and is_hash(str(key))):
+                or_hash = ", or a hash as `routecast tenant-key` prints it" if _TENANT_KEYS in path else ""
+                yield path, f"expected an environment reference such as ${{OPENAI_API_KEY}}{or_hash}, not a key"
+
+
+def _at(tree: Any, place: tuple[str, ...], path: _Path) -> Iterator[tuple[_Path, Any]]:
+    """Yield what stands at a place; "*" is every item of a list and every value of a mapping."""
+    if not place:
+        yield path, tree
+    elif isinstance(tree, dict):
+        for key in tree if place[0] == "*" else tree.keys() & {place[0]}:
+            yield from _at(tree[key], place[1:], (*path, key))
+    elif isinstance(tree, list) and place[0] == "*":
+        for index, item in enumerate(tree):
+            yield from _at(item, place[1:], (*path, index))
 
 
 def _resolve(value: Any, path: _Path, environment: Mapping[str, str], found: list[tuple[_Path, str]]) -> Any:
@@ -152,8 +168,8 @@ def _explain(error: ValidationError) -> Iterator[tuple[_Path, str]]:
             yield path, "missing, expected a value"
         else:
             text = detail["msg"].removeprefix("Value error, ")
-            secret = "api_key" in path or _ENCRYPTION_KEYS in path
-            given = "" if secret or isinstance(detail["input"], dict | list) else f", got {detail['input']!r}"
+            is_secret = not _SECRET_FIELDS.isdisjoint(path)
+            given = "" if is_secret or isinstance(detail["input"], dict | list) else f", got {detail['input']!r}"
             yield path, f"{text[0].lower()}{text[1:]}{given}"
 
 

@@ -1,6 +1,10 @@
 """Every error a caller can see, in one tree, and the one table from errors to gRPC and HTTP status.
 
 ServiceError
+├── UnauthenticatedError     no API key, or nobody's
+├── TenantLimitError         the tenant has used up what it may ask for; says which limit
+├── BudgetExhaustedError     the tenant has spent what it may spend; says when the budget renews
+├── OverloadedError          more is asked than can be served now; nothing was sent to a provider
 ├── InvalidRequestError      the request itself is wrong; names each field
 ├── NotFoundError            an unknown model (lists the known ones), decision or endpoint
 ├── ContextTooLongError      no endpoint's context window can take it
@@ -17,10 +21,13 @@ ServiceError
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import grpc
 
 from routing.outcomes import Outcome
+
+_NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +66,41 @@ class ServiceError(Exception):
         self.message = message
         self.attempts = tuple(attempts)
         self.retry_after_s = retry_after_s
+
+
+class UnauthenticatedError(ServiceError):
+    """A request without an API key, or with one that is nobody's."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        self.reason = reason
+        super().__init__(message)
+
+
+class TenantLimitError(ServiceError):
+    """The tenant has used up what it may ask for. `headers` tell how its limits stand. Without `retry_after_s`, waiting
+    does not help.
+    """
+
+    def __init__(
+        self, reason: str, message: str, *, retry_after_s: float | None, headers: Mapping[str, str] = _NO_HEADERS
+    ) -> None:
+        self.reason = reason
+        self.headers = headers
+        super().__init__(message, retry_after_s=retry_after_s)
+
+
+class BudgetExhaustedError(ServiceError):
+    """The tenant has spent what it may spend; `retry_after_s` is when its budget renews."""
+
+    reason = "TENANT_BUDGET_EXHAUSTED"
+
+
+class OverloadedError(ServiceError):
+    """More is asked than can be served now, and this request was not to wait. Nothing was sent to a provider."""
+
+    def __init__(self, reason: str, message: str, *, retry_after_s: float) -> None:
+        self.reason = reason
+        super().__init__(message, retry_after_s=retry_after_s)
 
 
 class InvalidRequestError(ServiceError):
@@ -171,6 +213,10 @@ class StatusRow:
 
 
 STATUS: dict[type[ServiceError], StatusRow] = {
+    UnauthenticatedError: StatusRow(grpc.StatusCode.UNAUTHENTICATED, 401, "invalid_request_error"),
+    TenantLimitError: StatusRow(grpc.StatusCode.RESOURCE_EXHAUSTED, 429, "rate_limit_error"),
+    BudgetExhaustedError: StatusRow(grpc.StatusCode.RESOURCE_EXHAUSTED, 429, "insufficient_quota"),
+    OverloadedError: StatusRow(grpc.StatusCode.UNAVAILABLE, 503, "overloaded_error"),
     InvalidRequestError: StatusRow(grpc.StatusCode.INVALID_ARGUMENT, 400, "invalid_request_error"),
     NotFoundError: StatusRow(grpc.StatusCode.NOT_FOUND, 404, "invalid_request_error"),
     ContextTooLongError: StatusRow(grpc.StatusCode.FAILED_PRECONDITION, 400, "invalid_request_error"),

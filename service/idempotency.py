@@ -26,7 +26,6 @@ from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, replace
 
-from analytics.records import RequestRecord
 from routing.outcomes import TRAITS
 from service.clock import Clock
 from service.completion import Begun, Completion, Report, Served
@@ -45,6 +44,7 @@ from service.recording import Item, Recording, RecordingError
 from service.serving import Event, Serving
 from service.store.errors import StoreError
 from service.store.results import Found, ResultKey, Results, State
+from service.unserved import unserved_record
 
 log = logging.getLogger(__name__)
 
@@ -249,31 +249,8 @@ class IdempotentServing:
             log.warning("an idempotency key stays marked; duplicates will be refused: %s", error)
 
     def _note(self, completion: Completion, status: str, started: float) -> None:
-        now = self._clock.now()
-        self._record(
-            RequestRecord(
-                replica=self._replica,
-                time=now,
-                request_id=completion.request_id,
-                edge=completion.edge,
-                method="replay",
-                model=completion.route.model,
-                agent=completion.route.agent,
-                tenant=completion.route.tenant,
-                session_id=completion.session_id,
-                endpoint="",
-                provider="",
-                region="",
-                status=status,
-                attempts=0,
-                failed_over=False,
-                ttft_ms=None,
-                latency_ms=(now - started) * 1e3,
-                input_tokens=None,
-                output_tokens=None,
-                cost_usd=None,
-            )
-        )
+        record = unserved_record(completion, self._replica, status, started, self._clock.now())
+        self._record(replace(record, method="replay"))
 
 
 def _checked(key: str) -> str:

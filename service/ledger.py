@@ -94,7 +94,7 @@ class Ledger:
             self._filled.set()
             await asyncio.gather(*tasks)
             await self.settle()
-            await self._ship()
+            await self.ship()
             self._segments.close()
 
     async def _store_soon(self) -> None:
@@ -107,13 +107,13 @@ class Ledger:
 
     async def _ship_often(self) -> None:
         while not self._stopping.is_set():
-            await self._ship()
+            await self.ship()
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._ship_every_s):
                     await self._stopping.wait()
 
-    async def _ship(self) -> None:
-        """Bring what is in the outbox into the history."""
+    async def ship(self) -> None:
+        """Bring what is in the outbox into the history. Once at a time: before `running`, or by it."""
         try:
             while (shipment := await self._outbox.pack(_MOST_AT_ONCE)) is not None:
                 await asyncio.to_thread(self._deliver, shipment)

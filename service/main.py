@@ -15,15 +15,13 @@ from analytics.segments import SegmentWriter
 from analytics.writer import HistoryWriter
 from routing.engine import Engine
 from scoring.threshold_store import ThresholdStore
+from service.callers import Callers
 from service.clock import Clock, SteadyClock
-from service.complete import Completer
 from service.config import Config
 from service.health_board import HealthBoard
 from service.history import HistoryListener, Sink, fan_out
 from service.http.openai import OpenAiRoutes
 from service.http.server import HttpServer
-from service.idempotency import IdempotentServing
-from service.ledger import Ledger, LedgeredServing
 from service.operations import Operations
 from service.prewarm import Prewarmer
 from service.probes import Prober
@@ -33,8 +31,7 @@ from service.router import Listener, Router
 from service.rpc.failover_service import FailoverService
 from service.rpc.router_service import RouterService
 from service.rpc.server import RpcServer
-from service.sessions import SessionStore
-from service.store.state import state_store
+from service.stack import stacked
 from service.telemetry import Metrics
 from service.thresholds import ThresholdKeeper
 
@@ -68,7 +65,7 @@ async def running(config: Config, listeners: Iterable[Listener] = ()) -> AsyncIt
         flush_rows=config.history.flush_rows,
         max_pending=config.history.buffer_rows,
     )
-    metrics = Metrics(lambda: engine.snapshot, writer.stats)
+    metrics = Metrics(lambda: engine.snapshot, writer.stats, lambda: engine.budgets.standing(clock.now()))
     sink = fan_out(writer.put, metrics.put)
     board = HealthBoard(engine)
     heard: tuple[Listener, ...] = (HistoryListener(sink, config.replica), board, *listeners)
@@ -105,27 +102,17 @@ async def running(config: Config, listeners: Iterable[Listener] = ()) -> AsyncIt
             await _background(stack, link.run(), "scoring link")
         await _background(stack, _tick(_keeper(config, engine, sink, clock).look, router.tick), "tick")
 
-        state = await stack.enter_async_context(state_store(config, clock))
-        sessions = SessionStore(config.sessions, clock, state.conversations)
-        completer = Completer(router, adapters, sessions, sink, config.replica)
-        history = config.data_dir / "history"
-        ledger = Ledger(
-            state.outbox,
-            history,
-            SegmentWriter(history, f"{config.replica}-usage", epoch=time.time_ns()),
-            ship_every_s=config.history.flush_s,
-        )
-        await stack.enter_async_context(ledger.running())
-        wait = config.usage.acknowledge == "stored"
-        ledgered = LedgeredServing(completer, ledger, config.replica, wait=wait)
-        serving = IdempotentServing(ledgered, state.results, config.idempotency, clock, sink, config.replica)
+        serving = await stack.enter_async_context(stacked(config, router, adapters, transport, sink, clock))
+        callers = Callers(config.tenants)
         limit = config.server.max_body_bytes
         operations = Operations(router, board, prober, sink, config.replica)
         rpc = RpcServer(
-            RouterService(router, serving, sink, base_urls, config.replica), FailoverService(board, operations), limit
+            RouterService(router, serving.serving, callers, sink, base_urls, config.replica),
+            FailoverService(board, operations),
+            limit,
         )
         http = HttpServer(
-            OpenAiRoutes(serving, engine.catalogue),
+            OpenAiRoutes(serving.serving, callers, engine.catalogue),
             metrics.render,
             max_body_bytes=limit,
             drain_s=config.server.drain_s,
@@ -136,6 +123,7 @@ async def running(config: Config, listeners: Iterable[Listener] = ()) -> AsyncIt
             await rpc.announce_stop()
             http.announce_stop()
             await asyncio.sleep(config.server.lame_duck_s)
+            serving.close()
             drain_s = config.server.drain_s
             await asyncio.gather(rpc.stop(drain_s), http.stop(), serving.drain(drain_s))
 

@@ -137,8 +137,7 @@ class Router:
         try:
             return self._decisions[decision_id]
         except KeyError:
-            message = f"decision {decision_id!r} is not among the last {_REMEMBERED}; older ones are in the history"
-            raise NotFoundError("UNKNOWN_DECISION", message) from None
+            raise unknown_decision(decision_id) from None
 
     def started(self, endpoint: Endpoint, *, streamed: bool, at: float | None = None) -> str:
         """An attempt is being sent; return its id."""
@@ -209,3 +208,9 @@ class Router:
                 case DomainChanged():
                     for listener in self._listeners:
                         listener.domain_changed(action)
+
+
+def unknown_decision(decision_id: str) -> NotFoundError:
+    """Return the error for a decision that is not remembered."""
+    message = f"decision {decision_id!r} is not among the last {_REMEMBERED}; older ones are in the history"
+    return NotFoundError("UNKNOWN_DECISION", message)

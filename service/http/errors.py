@@ -10,10 +10,12 @@ from aiohttp import web
 
 from service.errors import (
     STATUS,
+    BudgetExhaustedError,
     InvalidRequestError,
     NotFoundError,
     NotRepeatedError,
     ServiceError,
+    TenantLimitError,
     UpstreamRejectedError,
     Violation,
 )
@@ -70,13 +72,12 @@ def error_response(error: ServiceError) -> web.Response:
         body = error.body if error.body is not None else msgspec.json.encode(error_body(error))
         headers = {"content-type": "application/json", **error.headers}
         return web.Response(status=error.status, body=body, headers=headers)
-    headers = {}
+    headers = dict(error.headers) if isinstance(error, TenantLimitError) else {}
     if error.retry_after_s is not None:
-        headers = {
-            "retry-after": str(ceil(error.retry_after_s)),
-            "retry-after-ms": str(ceil(error.retry_after_s * 1e3)),
-        }
-    if error.attempts or isinstance(error, NotRepeatedError):
+        headers["retry-after"] = str(ceil(error.retry_after_s))
+        headers["retry-after-ms"] = str(ceil(error.retry_after_s * 1e3))
+    is_lasting = isinstance(error, TenantLimitError) and error.retry_after_s is None
+    if error.attempts or is_lasting or isinstance(error, NotRepeatedError | BudgetExhaustedError):
         # The endpoints have been tried already, or may not be: a client's own retries would only multiply ours.
         headers["x-should-retry"] = "false"
     if error.attempts:

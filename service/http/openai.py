@@ -1,7 +1,7 @@
 """The OpenAI-compatible routes. Bodies pass through; only what routing needs is read.
 
 Routing wishes come as headers, so that any OpenAI client can send them: `x-routecast-objective`, `-provider`,
-`-agent`, `-session`, `-truncation`, `-idempotent`, `-region`, `-region-policy`, `-max-cost-usd`. What became of the
+`-agent`, `-session`, `-truncation`, `-idempotent`, `-continue`, `-region`, `-region-policy`, `-max-cost-usd`. What became of the
 request goes back the same way: `x-routecast-endpoint`, `-provider`, `-attempts`, `-decision`, `-cost-usd`, and where it
 was so `-dropped-messages` and `-replayed`.
 """
@@ -15,6 +15,7 @@ from aiohttp import web
 
 from routing.errors import RequestError, UnknownModelError
 from routing.model import Catalogue, Objective, RegionPolicy, RouteRequest
+from service.callers import Caller, Callers
 from service.completion import Begun, Completion, Continued, Report
 from service.config import Truncation
 from service.errors import InvalidRequestError, NotFoundError, ServiceError, Violation
@@ -42,8 +43,9 @@ _Value = TypeVar("_Value")
 class OpenAiRoutes:
     """`/v1/…` for one server of requests and catalogue."""
 
-    def __init__(self, serving: Serving, catalogue: Catalogue) -> None:
+    def __init__(self, serving: Serving, callers: Callers, catalogue: Catalogue) -> None:
         self._serving = serving
+        self._callers = callers
         self._catalogue = catalogue
 
     def table(self) -> list[web.RouteDef]:
@@ -76,29 +78,35 @@ class OpenAiRoutes:
             )
         return await self._stream(request, completion) if completion.stream else await self._whole(completion)
 
-    async def models(self, request: web.Request) -> web.Response:  # noqa: ARG002  # aiohttp's signature
+    async def models(self, request: web.Request) -> web.Response:
         """List the canonical models."""
+        self._caller(request)
         data = [_model_object(model) for model in sorted(self._catalogue.by_model)]
         return web.json_response({"object": "list", "data": data})
 
     async def model(self, request: web.Request) -> web.Response:
         """Show one canonical model."""
+        self._caller(request)
         try:
             self._catalogue.endpoints_for(request.match_info["model"])
         except UnknownModelError as error:
             raise NotFoundError("UNKNOWN_MODEL", str(error), error.known) from error
         return web.json_response(_model_object(request.match_info["model"]))
 
+    def _caller(self, request: web.Request) -> Caller:
+        return self._callers.of(request.headers.get("authorization"))
+
     async def _completion(self, request: web.Request, operation: Operation) -> Completion:
         identity = request_id(request.headers.get(REQUEST_ID))
         request[request_id_key] = identity
         check_head(request)
+        caller = self._caller(request)
         fields = body_fields(await request.read())
         stream = operation is not Operation.EMBEDDINGS and flag_field(fields, "stream")
         return Completion(
             operation=operation,
             fields=fields,
-            route=_route(request, text_field(fields, "model")),
+            route=caller.asks(_route(request, text_field(fields, "model"))),
             request_id=identity,
             edge="http",
             stream=stream,

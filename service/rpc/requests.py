@@ -11,6 +11,7 @@ from routecast.v1 import chat_pb2, router_pb2, routing_pb2
 from routing.errors import RequestError
 from routing.model import Capability, Objective, RegionPolicy, RouteRequest
 from routing.outcomes import Outcome
+from service.callers import Caller
 from service.completion import Completion
 from service.config import Truncation
 from service.errors import InvalidRequestError, Violation
@@ -123,6 +124,7 @@ def chat_completion(
     request_id: str,
     timeout_s: float | None,
     idempotency_key: str,
+    caller: Caller,
 ) -> Completion:
     """Return a Complete or StreamComplete call as both edges know it. Raises InvalidRequestError naming each wrong
     field.
@@ -152,10 +154,13 @@ def chat_completion(
         request_id=request_id,
         timeout_s=timeout_s,
         idempotency_key=idempotency_key,
+        caller=caller,
     )
 
 
-def embedding(request: router_pb2.EmbedRequest, *, request_id: str, timeout_s: float | None) -> Completion:
+def embedding(
+    request: router_pb2.EmbedRequest, *, request_id: str, timeout_s: float | None, caller: Caller
+) -> Completion:
     """Return an Embed call as both edges know it. Raises InvalidRequestError naming each wrong field."""
     if not request.model:
         raise InvalidRequestError(Violation("model", "expected a canonical model id"))
@@ -175,6 +180,7 @@ def embedding(request: router_pb2.EmbedRequest, *, request_id: str, timeout_s: f
         request_id=request_id,
         timeout_s=timeout_s,
         idempotency_key=request.idempotency_key,
+        caller=caller,
     )
 
 
@@ -188,13 +194,14 @@ def _completion(
     request_id: str,
     timeout_s: float | None,
     idempotency_key: str,
+    caller: Caller,
 ) -> Completion:
     if options.truncation not in _TRUNCATIONS:
         raise InvalidRequestError(Violation("routing.truncation", f"{options.truncation} is no Truncation"))
     return Completion(
         operation=operation,
         fields=fields,
-        route=_route(model, options),
+        route=caller.asks(_route(model, options)),
         request_id=request_id,
         edge="grpc",
         stream=stream,

@@ -11,6 +11,7 @@ from routing.actions import Finished
 from routing.errors import UnknownEndpointError
 from routing.model import Endpoint
 from routing.scorers import WEIGHTS
+from service.callers import ANYBODY, Caller, Callers
 from service.completion import Begun, Continued, Report
 from service.errors import InvalidRequestError, NotFoundError, ServiceError, Violation
 from service.explain import summary
@@ -18,7 +19,7 @@ from service.history import AttemptSink, attempt_record
 from service.providers.base import Chunk
 from service.refusals import refusal
 from service.request_id import request_id
-from service.router import Decided, Router
+from service.router import Decided, Router, unknown_decision
 from service.rpc import convert, requests
 from service.rpc.status import abort
 from service.serving import Serving
@@ -31,10 +32,17 @@ class RouterService(router_pb2_grpc.RouterServiceServicer):
     """See protos/routecast/v1/router.proto for what each method promises. `base_urls` are by provider name."""
 
     def __init__(
-        self, router: Router, serving: Serving, record: AttemptSink, base_urls: Mapping[str, str], replica: str
+        self,
+        router: Router,
+        serving: Serving,
+        callers: Callers,
+        record: AttemptSink,
+        base_urls: Mapping[str, str],
+        replica: str,
     ) -> None:
         self._router = router
         self._serving = serving
+        self._callers = callers
         self._record = record
         self._base_urls = base_urls
         self._replica = replica
@@ -43,7 +51,7 @@ class RouterService(router_pb2_grpc.RouterServiceServicer):
         """Advise."""
         started = self._router.clock.now()
         try:
-            route = requests.route_request(request)
+            route = self._caller(context).asks(requests.route_request(request))
             decided = self._router.decide(route, _request_id(context))
             if decided.decision.chosen is None:
                 raise refusal(decided.decision)  # one way out for all errors
@@ -67,9 +75,13 @@ class RouterService(router_pb2_grpc.RouterServiceServicer):
     ) -> router_pb2.ReportOutcomeResponse:
         """Take feedback on advised calls."""
         accepted = 0
+        try:
+            caller = self._caller(context)
+        except ServiceError as error:
+            await abort(context, error)
         async for report in request_iterator:
             try:
-                self._take(report, f"reports[{accepted}]")
+                self._take(report, f"reports[{accepted}]", caller)
             except ServiceError as error:
                 await abort(context, error)
             accepted += 1
@@ -80,6 +92,7 @@ class RouterService(router_pb2_grpc.RouterServiceServicer):
     ) -> router_pb2.CompleteResponse:
         """Serve a chat completion."""
         try:
+            caller = self._caller(context)
             completion = requests.chat_completion(
                 request.chat,
                 request.routing,
@@ -87,6 +100,7 @@ class RouterService(router_pb2_grpc.RouterServiceServicer):
                 request_id=_request_id(context),
                 timeout_s=context.time_remaining(),
                 idempotency_key=request.idempotency_key,
+                caller=caller,
             )
             served = await self._serving.complete(completion)
         except ServiceError as error:
@@ -98,6 +112,7 @@ class RouterService(router_pb2_grpc.RouterServiceServicer):
     ) -> AsyncIterator[router_pb2.StreamCompleteResponse]:
         """Serve a chat completion as a stream."""
         try:
+            caller = self._caller(context)
             completion = requests.chat_completion(
                 request.chat,
                 request.routing,
@@ -105,6 +120,7 @@ class RouterService(router_pb2_grpc.RouterServiceServicer):
                 request_id=_request_id(context),
                 timeout_s=context.time_remaining(),
                 idempotency_key=request.idempotency_key,
+                caller=caller,
             )
             async with aclosing(self._serving.stream(completion)) as items:
                 async for item in items:
@@ -124,7 +140,10 @@ class RouterService(router_pb2_grpc.RouterServiceServicer):
         """Serve embeddings."""
         try:
             completion = requests.embedding(
-                request, request_id=_request_id(context), timeout_s=context.time_remaining()
+                request,
+                request_id=_request_id(context),
+                timeout_s=context.time_remaining(),
+                caller=self._caller(context),
             )
             served = await self._serving.complete(completion)
         except ServiceError as error:
@@ -135,8 +154,12 @@ class RouterService(router_pb2_grpc.RouterServiceServicer):
         self, request: router_pb2.ListModelsRequest, context: Any
     ) -> router_pb2.ListModelsResponse:
         """Page through the catalogue by model id; the token is the last id of the page before."""
-        if request.page_size < 0:
-            await abort(context, InvalidRequestError(Violation("page_size", "expected 0 or more")))
+        try:
+            self._caller(context)
+            if request.page_size < 0:
+                raise InvalidRequestError(Violation("page_size", "expected 0 or more"))  # one way out for all errors
+        except ServiceError as error:
+            await abort(context, error)
         size = min(request.page_size or _PAGE, _MAX_PAGE)
         catalogue = self._router.engine.catalogue
         names = [model for model in sorted(catalogue.by_model) if model > request.page_token]
@@ -151,11 +174,14 @@ class RouterService(router_pb2_grpc.RouterServiceServicer):
     ) -> router_pb2.ExplainRouteResponse:
         """Explain a past decision or a request that might be made."""
         try:
+            caller = self._caller(context)
             match request.WhichOneof("subject"):
                 case "decision_id":
                     decided = self._router.recall(request.decision_id)
+                    if decided.decision.request.tenant != caller.tenant:
+                        raise unknown_decision(request.decision_id)  # another tenant's is not to be told from none
                 case "request":
-                    decision = self._router.preview(requests.route_request(request.request))
+                    decision = self._router.preview(caller.asks(requests.route_request(request.request)))
                     decided = self._router.unrecorded(decision)
                 case _:
                     raise InvalidRequestError(Violation("subject", "expected decision_id or request"))  # the same
@@ -188,10 +214,15 @@ class RouterService(router_pb2_grpc.RouterServiceServicer):
             summary=summary(decision, decided.risk_reasons),
         )
 
+    def _caller(self, context: Any) -> Caller:
+        if self._callers.are_anybody:
+            return ANYBODY
+        return self._callers.of(dict(context.invocation_metadata() or ()).get("authorization"))
+
     def _base_url(self, endpoint: Endpoint) -> str:
         return self._base_urls[endpoint.provider]
 
-    def _take(self, report: router_pb2.ReportOutcomeRequest, field: str) -> None:
+    def _take(self, report: router_pb2.ReportOutcomeRequest, field: str, caller: Caller) -> None:
         try:
             endpoint = self._router.engine.catalogue.endpoint(report.endpoint_id)
         except UnknownEndpointError as error:
@@ -220,6 +251,7 @@ class RouterService(router_pb2_grpc.RouterServiceServicer):
             output_tokens=report.output_tokens,
             generation_s=latency_s - ttft_s if ttft_s is not None else 0.0,
             retry_after_s=retry_after_s,
+            tenant=caller.tenant,
         )
         self._router.finished(endpoint, result)
         self._record(
@@ -231,6 +263,7 @@ class RouterService(router_pb2_grpc.RouterServiceServicer):
                 started=now - latency_s,
                 now=now,
                 decision_id=report.decision_id,
+                tenant=caller.tenant,
                 http_status=report.http_status or None,
                 ttft_s=ttft_s,
                 output_tokens=report.output_tokens or None,

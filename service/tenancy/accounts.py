@@ -4,14 +4,17 @@ A request takes everything it may need before it is sent (`admit`), all or nothi
 when that is known (`settle`). So a burst cannot slip through between the asking and the counting.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from math import inf
+from types import MappingProxyType
 
 from service.tenancy.buckets import TokenBucket
 from service.tenancy.budgets import Budget, Period
 
 _NEWEST_WEIGHT = 0.05
+_NOTHING: Mapping[Period, float] = MappingProxyType({})
 
 
 class Limit(StrEnum):
@@ -69,13 +72,12 @@ class Account:
 
     __slots__ = ("_budgets", "_limits", "_requests", "_tokens", "in_flight", "usual_output_tokens")
 
-    def __init__(self, limits: Limits, now: float, spent_usd: "dict[Period, float] | None" = None) -> None:
-        spent = spent_usd or {}
+    def __init__(self, limits: Limits, now: float, spent_usd: Mapping[Period, float] = _NOTHING) -> None:
         self._limits = limits
         self._requests = TokenBucket(limits.requests_per_min, now) if limits.requests_per_min is not None else None
         self._tokens = TokenBucket(limits.tokens_per_min, now) if limits.tokens_per_min is not None else None
         self._budgets = [
-            Budget(most_usd, period, now, spent.get(period, 0.0))
+            Budget(most_usd, period, now, spent_usd.get(period, 0.0))
             for most_usd, period in ((limits.usd_per_day, Period.DAY), (limits.usd_per_month, Period.MONTH))
             if most_usd is not None
         ]

@@ -34,11 +34,12 @@ class Share:
 
 @dataclass(slots=True, eq=False)
 class Ticket:
-    """A request that waits."""
+    """A request that waits, until it is `admitted`."""
 
     flow: str
     start: float
     finish: float
+    admitted: bool = False
 
 
 class _Flow:

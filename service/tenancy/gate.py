@@ -105,10 +105,11 @@ class Gate:
         self._queue.remove(ticket)
         return self._wait_s(ticket.flow)
 
-    def leave(self, stay_s: float) -> list[Ticket]:
-        """A request that was in has ended after so long; return who is let in now."""
+    def leave(self, stay_s: float | None) -> list[Ticket]:
+        """A request that was in has ended after so long, None when it was not sent; return who is let in now."""
         self.in_flight -= 1
-        self._stay_s += (stay_s - self._stay_s) * (_NEWEST_WEIGHT if self._stay_s else 1.0)
+        if stay_s is not None:
+            self._stay_s += (stay_s - self._stay_s) * (_NEWEST_WEIGHT if self._stay_s else 1.0)
         return self.admitted() if self._queue else []
 
     def observe(self, endpoint: str, latency_s: float, now: float, *, streamed: bool) -> list[Ticket]:
@@ -126,6 +127,8 @@ class Gate:
         room = self._limiter.limit - self.in_flight
         tickets = [self._queue.pop() for _ in range(min(room, len(self._queue)))]
         self.in_flight += len(tickets)
+        for ticket in tickets:
+            ticket.admitted = True
         return tickets
 
     def _wait_s(self, flow: str) -> float:
