@@ -146,6 +146,10 @@ class Budgets:
         except KeyError:
             raise UnknownModelError(model, sorted(self._of)) from None
 
+    def standing(self, now: float) -> list[tuple[str, float, int]]:
+        """Return of each model how many retries are left, and how many requests wait."""
+        return [(model, budget.retries_left(now), budget.waiting(now)) for model, budget in self._of.items()]
+
     def adopt(self, policy: Policy) -> None:
         """Go by another policy from now on."""
         for budget in self._of.values():

@@ -2,7 +2,7 @@
 the logic.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily
@@ -17,9 +17,16 @@ _LATENCY_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 3
 
 
 class Metrics:
-    """All metrics of one service; `put` is a record sink."""
+    """All metrics of one service; `put` is a record sink. `budgets` tells of each model how many retries are left and
+    how many requests wait.
+    """
 
-    def __init__(self, snapshot: Callable[[], Snapshot], history: Callable[[], WriterStats]) -> None:
+    def __init__(
+        self,
+        snapshot: Callable[[], Snapshot],
+        history: Callable[[], WriterStats],
+        budgets: Callable[[], Iterable[tuple[str, float, int]]] = tuple,
+    ) -> None:
         self._registry = CollectorRegistry()
         self._requests = Counter(
             "routecast_requests",
@@ -51,7 +58,7 @@ class Metrics:
         self._transitions = Counter(
             "routecast_transitions", "Changes of health.", ["endpoint", "to_state", "actor"], registry=self._registry
         )
-        self._registry.register(_Gauges(snapshot, history))
+        self._registry.register(_Gauges(snapshot, history, budgets))
 
     def put(self, record: Record) -> None:
         """Count a record."""
@@ -79,11 +86,17 @@ class Metrics:
 
 
 class _Gauges(Collector):
-    """Values that are read when asked for: the snapshot's and the history writer's."""
+    """Values that are read when asked for: the snapshot's, the budgets' and the history writer's."""
 
-    def __init__(self, snapshot: Callable[[], Snapshot], history: Callable[[], WriterStats]) -> None:
+    def __init__(
+        self,
+        snapshot: Callable[[], Snapshot],
+        history: Callable[[], WriterStats],
+        budgets: Callable[[], Iterable[tuple[str, float, int]]],
+    ) -> None:
         self._snapshot = snapshot
         self._history = history
+        self._budgets = budgets
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
         """Yield one family per gauge."""
@@ -102,6 +115,12 @@ class _Gauges(Collector):
                 for each in State:
                     state.add_metric([facts.endpoint.id, each.value], float(facts.state is each))
         yield from (score, risk, admission, state)
+        retries = GaugeMetricFamily("routecast_retries_left", "Retries the budget would pay for.", labels=["model"])
+        waiting = GaugeMetricFamily("routecast_waiting_requests", "Waiting for a rate limit to end.", labels=["model"])
+        for model, left, count in self._budgets():
+            retries.add_metric([model], left)
+            waiting.add_metric([model], count)
+        yield from (retries, waiting)
         history = self._history()
         for name, value in (("written", history.written), ("dropped", history.dropped), ("pending", history.pending)):
             yield GaugeMetricFamily(f"routecast_history_{name}_rows", f"History rows {name}.", value=value)

@@ -141,5 +141,7 @@ def test_each_model_has_accounts_of_its_own() -> None:
     while budgets["m"].take_retry(0.0):
         pass
     assert budgets["n"].take_retry(0.0)
+    assert budgets["n"].take_place(5.0, 0.0)
+    assert budgets.standing(0.0) == [("m", 0.0, 0), ("n", 9.0, 1)]
     with pytest.raises(UnknownModelError, match="known models: m, n"):
         budgets["o"]
