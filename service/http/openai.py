@@ -1,9 +1,9 @@
 """The OpenAI-compatible routes. Bodies pass through; only what routing needs is read.
 
 Routing wishes come as headers, so that any OpenAI client can send them: `x-routecast-objective`, `-provider`,
-`-agent`, `-session`, `-truncation`, `-idempotent`, `-continue`, `-region`, `-region-policy`, `-max-cost-usd`. What became of the
-request goes back the same way: `x-routecast-endpoint`, `-provider`, `-attempts`, `-decision`, `-cost-usd`, and where it
-was so `-dropped-messages` and `-replayed`.
+`-agent`, `-session`, `-truncation`, `-idempotent`, `-continue`, `-region`, `-region-policy`, `-max-cost-usd`. What
+became of the request goes back the same way: `x-routecast-endpoint`, `-provider`, `-attempts`, `-decision`,
+`-cost-usd`, and where it was so `-dropped-messages` and `-replayed`; a comment in a stream says where it was continued.
 """
 
 from collections.abc import Mapping
