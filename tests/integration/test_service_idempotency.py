@@ -33,6 +33,7 @@ from tests.service_under_test import (
     user,
     write_config,
 )
+from tests.wire_server import Exchange, WireServer, head
 
 SLOW = Fault(kind=FaultKind.CRAWL, provider="aurora", tokens_per_s_multiplier=0.002)
 BODY: dict[str, Any] = {"model": GPT4, "messages": [{"role": "user", "content": "hello"}]}
@@ -122,28 +123,39 @@ async def test_f04_fifty_duplicates_at_once_are_one_call(service: Service, provi
 
 
 async def test_f04_fifty_joiners_see_the_stream_live_and_from_its_beginning(
-    service: Service, providers: ProviderFleet
+    providers: ProviderFleet, tmp_path: Path
 ) -> None:
-    await providers.inject(SLOW)
-    body = {**BODY, "stream": True}
-    async with _post(service, body, "k") as leader:
-        begun = await leader.content.readuntil(b"\n\n")
-        joined = asyncio.Barrier(51)
+    """The provider sends its second event only when all of them have had the first."""
+    choices: list[dict[str, Any]] = [
+        {"index": 0, "delta": {"content": text}, "finish_reason": None} for text in ("one", "two")
+    ]
+    choices.append({"index": 0, "delta": {}, "finish_reason": "stop"})
+    events = [b"data: " + json.dumps({"choices": [choice]}).encode() + b"\n\n" for choice in choices]
+    everybody, calls = asyncio.Barrier(52), 0
 
-        async def join() -> tuple[bytes, bytes]:
-            async with _post(service, body, "k") as response:
-                assert response.headers[REPLAYED] == "true"
-                first = await response.content.readuntil(b"\n\n")
-                await joined.wait()
-                return first, first + await response.read()
+    async def script(exchange: Exchange) -> None:
+        nonlocal calls
+        calls += 1
+        await exchange.send(head("Content-Type: text/event-stream"), events[0])
+        await everybody.wait()
+        await exchange.send(*events[1:], b"data: [DONE]\n\n")
+        exchange.close()
 
-        joiners = asyncio.gather(*(join() for _ in range(50)))
-        await joined.wait()
-        assert providers.stats("aurora").in_flight == 1, "they had their first event while the provider still sent"
-        whole = begun + await leader.read()
-    assert set(await joiners) == {(begun, whole)}
-    assert whole.endswith(b"data: [DONE]\n\n")
-    assert _calls(providers) == 1
+    async with WireServer(script) as server:
+        named = [{"name": "only", "base_url": server.url}]
+        models = [{"id": GPT4, "endpoints": [{"provider": "only", "provider_model": "m"}]}]
+        async with in_process(providers, tmp_path, providers=named, models=models) as service:
+
+            async def caller() -> tuple[bytes, bool]:
+                async with _post(service, {**BODY, "stream": True}, "k") as response:
+                    first = await response.content.readuntil(b"\n\n")
+                    await everybody.wait()
+                    return first + await response.read(), response.headers.get(REPLAYED) == "true"
+
+            answers = await asyncio.gather(*(caller() for _ in range(51)))
+    assert {whole for whole, _ in answers} == {b"".join(events) + b"data: [DONE]\n\n"}
+    assert [replayed for _, replayed in answers].count(False) == 1
+    assert calls == 1
 
 
 async def test_f04_the_first_caller_may_leave_while_another_stays(service: Service, providers: ProviderFleet) -> None:
@@ -327,7 +339,7 @@ async def test_f04_what_a_crash_cut_off_is_not_executed_again(
     providers: ProviderFleet, tmp_path: Path, *, stream: bool
 ) -> None:
     """The mark is on the disk before the request leaves, so after a crash the answer is an error that says so."""
-    await providers.inject(SLOW)
+    await providers.inject(Fault(kind=FaultKind.HANG, provider="aurora"))
     config = write_config(tmp_path / "routecast.yaml", config_for(providers, tmp_path / "data"))
     body = {**BODY, "stream": stream}
     async with as_process(config) as process:
