@@ -1,7 +1,7 @@
 """L-14, L-05: thousands of streams at once through scripted chaos, against a service in a process of its own.
 
-`python -m bench.soak --streams 2000` (`make soak`). Every stream carries a watermark that its provider repeats, so that
-a text that reached the wrong caller, or was made of two, is found. Half of the streams go over gRPC, half over HTTP.
+`make soak`, or `python -m bench.soak --streams 500`. Every stream carries a mark that its provider repeats, so that a
+text that reached the wrong caller, or was made of two, is found. Half of the streams go over gRPC, half over HTTP.
 Waves of streams follow each other: what the service holds after the last is compared with what it held after the first.
 
 The rule of this file: a stream ends in one of three ways. Its text is whole and its own; or it broke with an error that
@@ -243,7 +243,7 @@ async def soak(
             watching = asyncio.create_task(_watch(soaked, fleet, pid, calm=calm))
             if not calm:
                 await fleet.inject(*_chaos(stream_s))
-            await _wave(soaked, ports, wave, count, 0.1 if calm else stream_s / 4, tokens)
+            await _wave(soaked, ports, wave, count, 0.1 if calm else stream_s / 2, tokens)
             await fleet.clear()
             watching.cancel()
             await fleet.until(lambda: all(fleet.stats(name).in_flight == 0 for name in _NAMES), timeout_s=_QUIET_S)
@@ -296,9 +296,9 @@ async def _settled(pid: int, fleet: ProviderFleet, within_s: float) -> Held:
 def main() -> int:
     """Run the command line; returns 1 when a stream was corrupt or something was not given back."""
     parser = argparse.ArgumentParser(prog="python -m bench.soak", description=__doc__)
-    parser.add_argument("--streams", type=int, default=2000, help="at once (default: 2000)")
+    parser.add_argument("--streams", type=int, default=2400, help="per wave; some end early (default: 2400)")
     parser.add_argument("--waves", type=int, default=2, help="of so many streams (default: 2)")
-    parser.add_argument("--seconds", type=float, default=20.0, help="that a stream lasts (default: 20)")
+    parser.add_argument("--seconds", type=float, default=45.0, help="that a stream lasts (default: 45)")
     arguments = parser.parse_args()
     console = Console(width=120)
     run = soak(arguments.streams, arguments.waves, arguments.seconds, idle_s=_QUIET_S, progress=console.print)
