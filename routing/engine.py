@@ -134,6 +134,7 @@ class Engine:
 
     def _failed(self, live: Live, outcome: Outcome, now: float) -> list[Action]:
         live.health.step_failures += 1
+        live.quota.admitted()
         if TRAITS[outcome].signal is Signal.QUALITY:
             live.quality.failed(hard=False)
             peers = [
@@ -154,7 +155,7 @@ class Engine:
 
     def _succeeded(self, live: Live, now: float, *, is_current: bool) -> list[Action]:
         health = live.health
-        live.quota.succeeded()
+        live.quota.admitted()
         live.detector.succeeded()
         live.quality.succeeded()
         if health.state is State.UNKNOWN:

@@ -65,9 +65,9 @@ class Quota:
         self.blocked_until = now + asked_s
         self._is_limited = True
 
-    def succeeded(self) -> None:
-        """A request was served. Once nothing speaks of a limit any more, the next pause without a Retry-After starts
-        short.
+    def admitted(self) -> None:
+        """A request was not refused, however it ended. Once nothing speaks of a limit any more, the next pause without
+        a Retry-After starts short.
         """
         self._doubt.succeeded()
         if self._doubt.evidence == 0.0:

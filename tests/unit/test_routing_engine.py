@@ -96,6 +96,17 @@ def test_f17_the_faster_the_traffic_the_more_refusals_make_a_limit() -> None:
     assert [t.event for t in _refuse(engine, 1, NOW + 60)] == [Event.LIMITED]
 
 
+def test_f17_lone_429s_among_failures_are_no_limit() -> None:
+    """A provider that answers 503 does not limit, even if it has never served anything."""
+    engine = engine_of("primary", "secondary", now=NOW)
+    refusal = Finished("primary", "a", Outcome.RATE_LIMITED, retry_after_s=5)
+    for second in range(20):
+        for _ in range(20):
+            observe(engine, "primary", Outcome.SERVER_ERROR, NOW + second)
+        engine.finished(refusal, NOW + second)
+    assert engine.snapshot.candidates(MODEL)[0].facts.quota_share == 1.0
+
+
 def test_f09_a_forecast_degrades_and_returns_with_hysteresis() -> None:
     engine = engine_of("primary", "secondary", now=NOW)
     observe(engine, "primary", Outcome.OK, NOW)

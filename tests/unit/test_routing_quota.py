@@ -17,7 +17,7 @@ def _proven() -> Quota:
     """Return the quota of a provider that has answered a hundred requests."""
     quota = Quota()
     for _ in range(100):
-        quota.succeeded()
+        quota.admitted()
     return quota
 
 
@@ -45,7 +45,7 @@ def test_f17_a_lone_429_among_answers_moves_nothing() -> None:
         quota.refused(float(second), 7.0, _QUIET_PER_S)
         assert quota.share(float(second)) == 1.0
         for _ in range(9):
-            quota.succeeded()
+            quota.admitted()
 
 
 @pytest.mark.parametrize(("attempts_per_s", "refusals"), [(0.1, 2), (5.0, 4), (500.0, 5)])
@@ -70,7 +70,7 @@ def test_f17_a_share_of_refusals_is_a_limit_when_leaving_costs_less_than_second_
         if turn % 10 < refused_of_ten:
             quota.refused(turn / 5, 5.0, 5.0)
         else:
-            quota.succeeded()
+            quota.admitted()
     assert (quota.blocked_until > 0) is is_limit
 
 
@@ -97,7 +97,7 @@ def test_f17_a_long_storm_is_forgotten_as_soon_as_a_short_one(limits: int, serve
     for second in range(limits):
         quota.refused(second, 1.0, _QUIET_PER_S)
     for _ in range(served):
-        quota.succeeded()
+        quota.admitted()
     quota.refused(limits, 1.0, _QUIET_PER_S)
     assert (quota.blocked_until == limits + 1) is is_limit
 
@@ -131,7 +131,7 @@ def test_f17_the_pause_starts_short_again_once_nothing_speaks_of_a_limit(served:
     quota = Quota()
     quota.refused(0.0, None, _QUIET_PER_S)
     for _ in range(served):
-        quota.succeeded()
+        quota.admitted()
     quota.limited(50.0, None)
     assert quota.blocked_until == 50.0 + pause_s
 
