@@ -6,7 +6,7 @@ UV     := $(BIN)/uv pip
 PROTOS := $(shell find protos/routecast -name '*.proto')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo run test unit fuzz lint format scorecard bench soak proto prior schema lock clean
+.PHONY: help setup demo run test unit fuzz lint format scorecard bench smd soak proto prior schema lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -58,6 +58,9 @@ scorecard: setup ## judge every policy in every simulated scenario, 20 seeds (SC
 
 bench: setup ## figures as ratios in one run
 	$(BIN)/python -m bench $(BENCH_ARGS)
+
+smd: setup ## are load crossings of real machines foretold? (DATA=folder with the Parquet files of SMD)
+	$(BIN)/python -m bench.smd $(DATA)
 
 soak: setup ## 2,000 streams at once through scripted chaos: no cross-talk, everything given back (SOAK_ARGS=--streams 500)
 	$(BIN)/python -m bench.soak $(SOAK_ARGS)

@@ -65,7 +65,7 @@ def _players(service: Standing, proposal: Change | None, baselines: tuple[str, .
     players = [Player(CURRENT, policy, service.model)]
     if proposal is not None:
         moved = {name: loaded(after) for name, (_, after) in proposal.changed.items()}
-        players.append(Player(f"{PROPOSED} {proposal.id}", changed(policy, moved), service.model))
+        players.append(Player(PROPOSED, changed(policy, moved), service.model))
     if service.model is not None:
         players.append(Player(REFLEX, policy))
     return players + [Player(name, base=name) for name in baselines]

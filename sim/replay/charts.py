@@ -76,5 +76,5 @@ def departures(incidents: Sequence[IncidentReport], policies: Sequence[str], hig
 
 
 def _colours(policies: Sequence[str], highlight: str) -> dict[str, str]:
-    others = iter(("#26323d", "#d08a2e", "#5a8f5a", "#8d5aa8", "#8a96a3", "#b0455f"))
+    others = iter(("#26323d", "#d08a2e", "#5a8f5a", "#8d5aa8", "#b0455f", "#3f9a9a", "#a0672c"))
     return {name: OURS if name == highlight else next(others, PALE) for name in policies}
