@@ -33,6 +33,7 @@ from service.rpc.router_service import RouterService
 from service.rpc.server import RpcServer
 from service.stack import stacked
 from service.telemetry import Metrics
+from service.tenants import gate_for
 from service.thresholds import ThresholdKeeper
 
 log = logging.getLogger(__name__)
@@ -65,7 +66,10 @@ async def running(config: Config, listeners: Iterable[Listener] = ()) -> AsyncIt
         flush_rows=config.history.flush_rows,
         max_pending=config.history.buffer_rows,
     )
-    metrics = Metrics(lambda: engine.snapshot, writer.stats, lambda: engine.budgets.standing(clock.now()))
+    gate = gate_for(config.tenants, config.overload, clock.now())
+    metrics = Metrics(
+        lambda: engine.snapshot, writer.stats, lambda: engine.budgets.standing(clock.now()), lambda: gate.load
+    )
     sink = fan_out(writer.put, metrics.put)
     board = HealthBoard(engine)
     heard: tuple[Listener, ...] = (HistoryListener(sink, config.replica), board, *listeners)
@@ -102,7 +106,7 @@ async def running(config: Config, listeners: Iterable[Listener] = ()) -> AsyncIt
             await _background(stack, link.run(), "scoring link")
         await _background(stack, _tick(_keeper(config, engine, sink, clock).look, router.tick), "tick")
 
-        serving = await stack.enter_async_context(stacked(config, router, adapters, transport, sink, clock))
+        serving = await stack.enter_async_context(stacked(config, router, adapters, transport, sink, clock, gate))
         callers = Callers(config.tenants)
         limit = config.server.max_body_bytes
         operations = Operations(router, board, prober, sink, config.replica)

@@ -28,7 +28,8 @@ from service.serving import Serving
 from service.sessions import SessionStore
 from service.store.state import state_store
 from service.tenancy.accounts import Account
-from service.tenants import accounts_for, gate_for, own_adapters, spent_usd
+from service.tenancy.gate import Gate
+from service.tenants import accounts_for, own_adapters, spent_usd
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +51,13 @@ class Stack:
 
 @asynccontextmanager
 async def stacked(
-    config: Config, router: Router, adapters: Mapping[str, Adapter], transport: Transport, sink: Sink, clock: Clock
+    config: Config,
+    router: Router,
+    adapters: Mapping[str, Adapter],
+    transport: Transport,
+    sink: Sink,
+    clock: Clock,
+    gate: Gate,
 ) -> AsyncIterator[Stack]:
     """Serve requests within the block; at its end everything served is in the ledger. `adapters` are by provider."""
     history, replica = config.data_dir / "history", config.replica
@@ -66,8 +73,7 @@ async def stacked(
             sessions = SessionStore(config.sessions, clock, state.conversations)
             own = own_adapters(config.tenants, config.providers, transport)
             completer = Completer(router, adapters, sessions, sink, replica, own)
-            gate, longest_s = gate_for(config.tenants, config.overload, clock.now()), config.overload.max_wait_s
-            fair = FairServing(completer, gate, clock, sink, replica, max_wait_s=longest_s)
+            fair = FairServing(completer, gate, clock, sink, replica, max_wait_s=config.overload.max_wait_s)
             router.listen(fair)
             ledgered = LedgeredServing(fair, ledger, replica, wait=config.usage.acknowledge == "stored")
             keyed = IdempotentServing(ledgered, state.results, config.idempotency, clock, sink, replica)

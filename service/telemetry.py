@@ -12,13 +12,14 @@ from analytics.records import AttemptRecord, Record, RequestRecord, TransitionRe
 from analytics.writer import WriterStats
 from routing.health import State
 from routing.snapshot import Snapshot
+from service.tenancy.gate import Load
 
 _LATENCY_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 
 
 class Metrics:
     """All metrics of one service; `put` is a record sink. `budgets` tells of each model how many retries are left and
-    how many requests wait.
+    how many requests wait; `load` is how full the service is.
     """
 
     def __init__(
@@ -26,6 +27,7 @@ class Metrics:
         snapshot: Callable[[], Snapshot],
         history: Callable[[], WriterStats],
         budgets: Callable[[], Iterable[tuple[str, float, int]]] = tuple,
+        load: Callable[[], Load] = Load,
     ) -> None:
         self._registry = CollectorRegistry()
         self._requests = Counter(
@@ -58,7 +60,7 @@ class Metrics:
         self._transitions = Counter(
             "routecast_transitions", "Changes of health.", ["endpoint", "to_state", "actor"], registry=self._registry
         )
-        self._registry.register(_Gauges(snapshot, history, budgets))
+        self._registry.register(_Gauges(snapshot, history, budgets, load))
 
     def put(self, record: Record) -> None:
         """Count a record."""
@@ -86,17 +88,21 @@ class Metrics:
 
 
 class _Gauges(Collector):
-    """Values that are read when asked for: the snapshot's, the budgets' and the history writer's."""
+    """Values that are read when asked for: the snapshot's, the budgets', the gate's and the history
+    writer's.
+    """
 
     def __init__(
         self,
         snapshot: Callable[[], Snapshot],
         history: Callable[[], WriterStats],
         budgets: Callable[[], Iterable[tuple[str, float, int]]],
+        load: Callable[[], Load],
     ) -> None:
         self._snapshot = snapshot
         self._history = history
         self._budgets = budgets
+        self._load = load
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
         """Yield one family per gauge."""
@@ -121,6 +127,13 @@ class _Gauges(Collector):
             retries.add_metric([model], left)
             waiting.add_metric([model], count)
         yield from (retries, waiting)
+        load = self._load()
+        for name, value, what in (
+            ("requests_in_flight", load.in_flight, "Requests under way."),
+            ("queued_requests", load.queued, "Requests that wait for their turn."),
+            ("concurrency_limit", load.limit, "Most requests that may be under way now."),
+        ):
+            yield GaugeMetricFamily(f"routecast_{name}", what, value=value)
         history = self._history()
         for name, value in (("written", history.written), ("dropped", history.dropped), ("pending", history.pending)):
             yield GaugeMetricFamily(f"routecast_history_{name}_rows", f"History rows {name}.", value=value)

@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum
+from math import inf
 
 
 class Criticality(IntEnum):
@@ -65,7 +66,8 @@ class FairQueue:
         self._waiting: dict[str, _Flow] = {}
         self._virtual = 0.0
         self._most = most
-        self._most_per_flow = most_per_flow
+        # Where one may fill the whole queue, a full queue is everybody's and not its own.
+        self._most_per_flow = most_per_flow if most_per_flow < most else inf
         self._count = 0
 
     def __len__(self) -> int:

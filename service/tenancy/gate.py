@@ -43,6 +43,15 @@ class Queued:
 
 
 @dataclass(frozen=True, slots=True)
+class Load:
+    """How many requests are in, how many wait, and how many may be in."""
+
+    in_flight: int = 0
+    queued: int = 0
+    limit: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Bounds:
     """How many may wait, of all and of one flow."""
 
@@ -67,14 +76,9 @@ class Gate:
         self.in_flight = 0
 
     @property
-    def queued(self) -> int:
-        """How many wait."""
-        return len(self._queue)
-
-    @property
-    def limit(self) -> int:
-        """How many may be in."""
-        return self._limiter.limit
+    def load(self) -> Load:
+        """How full it is."""
+        return Load(self.in_flight, len(self._queue), self._limiter.limit)
 
     def enter(self, flow: str, cost: float) -> bool:
         """Let a request in if nobody has to wait; if False, it may `queue`. `cost` is the work it is, in any unit that

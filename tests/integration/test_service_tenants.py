@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -80,17 +81,16 @@ async def test_who_shows_no_known_key_is_refused_over_grpc(providers: ProviderFl
     async with scripted(providers, tmp_path, "first", tenants=[_tenant("acme", ACME)]) as (service, upstreams):
 
         async def reports() -> Any:
-            async def none() -> Any:
-                for report in ():
-                    yield report
+            async def one() -> Any:
+                yield router_pb2.ReportOutcomeRequest(endpoint_id=f"first:{GPT4}")
 
-            return await service.stub.ReportOutcome(none(), timeout=DEADLINE_S)
+            return await service.stub.ReportOutcome(one(), timeout=DEADLINE_S)
 
         async def streams() -> None:
             async for _ in service.stub.StreamComplete(stream_request(), timeout=DEADLINE_S):
                 pass
 
-        calls = [
+        calls: list[Callable[[], Awaitable[Any]]] = [
             lambda: service.stub.Complete(complete_request(), timeout=DEADLINE_S),
             lambda: service.stub.Embed(router_pb2.EmbedRequest(model=GPT4, inputs=["x"]), timeout=DEADLINE_S),
             lambda: service.stub.Route(router_pb2.RouteRequest(model=GPT4), timeout=DEADLINE_S),

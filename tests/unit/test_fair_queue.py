@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.tenancy.fair_queue import Criticality, FairQueue, Share, Ticket
-from service.tenancy.gate import Bounds, Gate, Queued, Shed, Why
+from service.tenancy.gate import Bounds, Gate, Load, Queued, Shed, Why
 from service.tenancy.limiter import GradientLimiter, LimiterPolicy
 
 
@@ -212,7 +212,7 @@ def test_l09_queues_are_bounded_and_empty_again_after_a_burst() -> None:
     burst = [(1.0, "a")] * 500
     world.play(burst + _steady("a", 100, 5))
     assert 400 <= world.refused["a"] <= 500
-    assert (world.gate.queued, world.gate.in_flight) == (0, 0)
+    assert world.gate.load == Load(in_flight=0, queued=0, limit=20)
     assert world.waits["a"][-1] == 0
 
 
