@@ -15,8 +15,8 @@ from routing.snapshot import Candidate
 from routing.window import Window
 
 _LEAST_SPREAD_S = 0.1
-# A share that was halved once or twice says little: at 200 requests a second, one 429 in a thousand does that all the
-# time, and to call that overloaded cost a simulated outage half of its retries.
+# After a limit an endpoint starts with a twentieth of its traffic and doubles that every few seconds: with three tenths
+# it stands again. To call it overloaded until it has all back cost a simulated outage half of its retries.
 _OVERLOADED_BELOW = 0.3
 
 
