@@ -14,7 +14,7 @@ class PageHinkley:
 
     Page, "Continuous inspection schemes", Biometrika 1954: the sum of what exceeds the target by more than `delta` is
     compared with its own minimum; beyond `limit` the mean has risen. Twenty lines of our own instead of `river`, which
-    brings pandas and scipy into the serving image for this one test.
+    brings pandas into the serving image for this one test.
     """
 
     __slots__ = ("_delta", "_least", "_limit", "_n", "_sum", "_target", "_total")

@@ -17,14 +17,14 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from scoring.alarms import ThresholdChoice, choose_threshold, endpoint_days, false_alarms
+from scoring.alarms import Series, ThresholdChoice, choose_threshold, endpoint_days, false_alarms
 from scoring.artifact import Manifest, checksum, code_version, libraries, save
 from scoring.calibration import fit_calibration
 from scoring.domain import domain_of
 from scoring.features import FEATURE_SET, NAMES
 from scoring.forecaster import Forecaster, Weighted
 from scoring.labels import HORIZON_S
-from scoring.metrics import skill
+from scoring.metrics import Skill, skill
 from scoring.packing import pack
 from scoring.registry import PRIOR
 from scoring.training import export, fit_classifier
@@ -95,11 +95,10 @@ def _manifest(
     size: Size,
     rows: int,
 ) -> Manifest:
-    rare = only(test, Setting.SPARSE)
-    x, y = _rows(rare)
-    alarms = sum(false_alarms(s, choice.threshold) for s in series_of(rare, forecaster))
-    days = endpoint_days(series_of(rare, forecaster))
-    x_abroad, y_abroad = _rows(only(test, Setting.SHIFTED))
+    series = series_of(test, forecaster)
+    rare = [own for own, sampled in zip(series, test, strict=True) if sampled.setting is Setting.SPARSE]
+    alarms = sum(false_alarms(own, choice.threshold) for own in rare)
+    days = endpoint_days(rare)
     digest = checksum(arrays)
     return Manifest(
         version=f"prior-{seed}-{digest[:8]}",
@@ -120,14 +119,22 @@ def _manifest(
         ),
         data_from=None,
         data_until=None,
-        skill=skill(y, forecaster.risks(x)),
-        skill_shifted=skill(y_abroad, forecaster.risks(x_abroad)),
+        skill=_skill(test, series, Setting.SPARSE),
+        skill_shifted=_skill(test, series, Setting.SHIFTED),
         false_alarms_per_day=alarms / days if days else None,
         endpoint_days=days,
-        incidents=caught_by_kind(test, series_of(test, forecaster), choice.threshold),
+        incidents=caught_by_kind(test, series, choice.threshold),
         parent=None,
         arrays_sha256=digest,
     )
+
+
+def _skill(samples: Sequence[Sampled], all_series: Sequence[Series], setting: Setting) -> Skill:
+    chosen = [(s, series) for s, series in zip(samples, all_series, strict=True) if s.setting is setting]
+    if not chosen:
+        return skill(np.empty(0, dtype=np.int8), np.empty(0))
+    y, risk = ([s.y[s.usable] for s, _ in chosen], [series.risk[s.usable] for s, series in chosen])
+    return skill(np.concatenate(y), np.concatenate(risk))
 
 
 def _samples(pool: ProcessPoolExecutor, seed: int, part: int, size: Size) -> list[Sampled]:
