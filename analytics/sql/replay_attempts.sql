@@ -7,8 +7,8 @@ SELECT
     kind = 'probe' AS probe,
     CASE WHEN outcome = 'ok' THEN ttft_ms END AS ttft_ms,
     latency_ms,
-    CASE WHEN outcome = 'ok' AND kind <> 'probe' AND output_tokens > 1 AND latency_ms > ttft_ms
-        THEN 1000.0 * output_tokens / (latency_ms - ttft_ms) END AS tokens_per_s
+    CASE WHEN outcome = 'ok' AND kind <> 'probe' AND output_tokens > 1 AND coalesce(generation_ms, latency_ms - ttft_ms) > 0
+        THEN 1000.0 * output_tokens / coalesce(generation_ms, latency_ms - ttft_ms) END AS tokens_per_s
 FROM attempts
 WHERE model = $model AND list_contains($endpoints, endpoint) AND is_evidence(outcome)
     AND started >= $since AND started < $until

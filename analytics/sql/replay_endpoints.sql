@@ -1,7 +1,7 @@
 -- One row per endpoint of a model: what is normal for it, from the successes of the period. Quantiles are those of a t-digest,
 -- whose memory does not grow with the history.
 WITH evidence AS (
-    SELECT *, latency_ms - ttft_ms AS streamed_ms
+    SELECT *, coalesce(generation_ms, latency_ms - ttft_ms) AS streamed_ms
     FROM attempts WHERE model = $model AND time >= $since AND time < $until AND is_evidence(outcome)
 )
 SELECT

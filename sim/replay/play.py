@@ -178,6 +178,9 @@ def counted(log: Log, warm_s: float) -> Log:
     """Return the part of a log after the warm-up, with times counted from there."""
     first = int(np.searchsorted(log.arrival_s, warm_s))
     probes, warnings = log.probe_s >= warm_s, log.warned_s >= warm_s
+    last = dict(zip(log.warned_endpoint[~warnings].tolist(), log.warned_on[~warnings].tolist(), strict=True))
+    # A warning that was on when the warm-up ended began then, as far as what counts can tell.
+    still_on = [endpoint for endpoint, is_on in last.items() if is_on]
     return Log(
         endpoints=log.endpoints,
         duration_s=log.duration_s - warm_s,
@@ -191,9 +194,9 @@ def counted(log: Log, warm_s: float) -> Log:
         probe_s=log.probe_s[probes] - warm_s,
         probe_endpoint=log.probe_endpoint[probes],
         probe_cost_usd=log.probe_cost_usd[probes],
-        warned_s=log.warned_s[warnings] - warm_s,
-        warned_endpoint=log.warned_endpoint[warnings],
-        warned_on=log.warned_on[warnings],
+        warned_s=np.concatenate([np.zeros(len(still_on)), log.warned_s[warnings] - warm_s]),
+        warned_endpoint=np.concatenate([np.array(still_on, dtype=np.int64), log.warned_endpoint[warnings]]),
+        warned_on=np.concatenate([np.ones(len(still_on), dtype=np.bool_), log.warned_on[warnings]]),
     )
 
 
