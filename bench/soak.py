@@ -39,12 +39,12 @@ from sim.scenario import parse_scenario
 from sim.wire import spoken_pieces
 
 _MODEL = "openai/gpt-4"
-_NAMES = ("aurora", "borealis", "cirrus")
+NAMES = ("aurora", "borealis", "cirrus")
 _STREAMS_PER_CHANNEL = 100
 _QUIET_S = 60.0
 _MOST_TOKENS = 10_000
 # Endpoints that the chaos has put out are probed, and a probe may overlap the next.
-_PROBED = 2 * len(_NAMES)
+_PROBED = 2 * len(NAMES)
 _KIB = 1024
 
 
@@ -96,7 +96,7 @@ def _scenario(tokens_per_s: float) -> str:
     ttft_ms: 30
     tokens_per_s: {tokens_per_s}
     models: [{{id: openai/gpt-4, provider_model_id: m}}]"""
-    providers = "".join(provider.format(name=name, tokens_per_s=tokens_per_s) for name in _NAMES)
+    providers = "".join(provider.format(name=name, tokens_per_s=tokens_per_s) for name in NAMES)
     return f"name: soak\nseed: 7\nduration_s: 3600\nproviders:{providers}\n"
 
 
@@ -119,13 +119,14 @@ def _chaos(over_s: float) -> list[Fault]:
     ]
 
 
-def _config(fleet: ProviderFleet, folder: Path) -> Path:
+def config_for(fleet: ProviderFleet, folder: Path) -> Path:
+    """Write the configuration of a service before this fleet; return its path."""
     path = folder / "routecast.yaml"
     config = {
         "server": {"grpc": "127.0.0.1:0", "http": "127.0.0.1:0"},
         "data_dir": str(folder / "data"),
-        "providers": [{"name": name, "base_url": fleet.url(name)} for name in _NAMES],
-        "models": [{"id": _MODEL, "endpoints": [{"provider": name, "provider_model": "m"} for name in _NAMES]}],
+        "providers": [{"name": name, "base_url": fleet.url(name)} for name in NAMES],
+        "models": [{"id": _MODEL, "endpoints": [{"provider": name, "provider_model": "m"} for name in NAMES]}],
         "scoring": {"enabled": False},
         "upstream": {"prewarm": 0},
         "policy": {"attempts": {"ttft_timeout_s": 5, "stall_timeout_s": 10, "reserve_s": 10}},
@@ -135,7 +136,7 @@ def _config(fleet: ProviderFleet, folder: Path) -> Path:
 
 
 @asynccontextmanager
-async def _service(config: Path) -> AsyncIterator[tuple[int, dict[str, int]]]:
+async def served(config: Path) -> AsyncIterator[tuple[int, dict[str, int]]]:
     """`routecast serve`, until the block ends; yields its pid and ports."""
     ports_file = config.with_name("ports.json")
     command = (sys.executable, "-m", "service.cli", "serve", "--config", str(config), "--ports-file", str(ports_file))
@@ -207,7 +208,7 @@ class _Callers:
 def _end_of(mark: str, tokens: int, text: str, *, is_whole: bool, error: str) -> End:
     """Judge one stream: a simulated provider's answer follows from its name and the request, to the letter."""
     messages = [{"role": "user", "content": mark}]
-    answers = ["".join(spoken_pieces(name, messages, tokens, _MOST_TOKENS)) for name in _NAMES]
+    answers = ["".join(spoken_pieces(name, messages, tokens, _MOST_TOKENS)) for name in NAMES]
     if is_whole and not error:
         return End.WHOLE if text in answers else End.CORRUPT
     if is_whole or not error:
@@ -220,7 +221,7 @@ def _end_of(mark: str, tokens: int, text: str, *, is_whole: bool, error: str) ->
 def _held(pid: int, fleet: ProviderFleet) -> Held:
     fields = Path(f"/proc/{pid}/statm").read_text().split()
     rss_kib = int(fields[1]) * os.sysconf("SC_PAGE_SIZE") // _KIB
-    upstream = sum(fleet.stats(name).connections for name in _NAMES)
+    upstream = sum(fleet.stats(name).connections for name in NAMES)
     return Held(rss_kib, upstream, len(list(Path(f"/proc/{pid}/fd").iterdir())) - upstream)
 
 
@@ -235,7 +236,7 @@ async def soak(
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         fleet = await stack.enter_async_context(ProviderFleet(parse_scenario(_scenario(tokens / stream_s)), keep=1))
-        pid, ports = await stack.enter_async_context(_service(_config(fleet, folder)))
+        pid, ports = await stack.enter_async_context(served(config_for(fleet, folder)))
         for wave in range(waves + 1):
             # The first wave is small and calm: it wakes everything up.
             calm = wave == 0
@@ -246,7 +247,7 @@ async def soak(
             await _wave(soaked, ports, wave, count, 0.1 if calm else stream_s / 2, tokens)
             await fleet.clear()
             watching.cancel()
-            await fleet.until(lambda: all(fleet.stats(name).in_flight == 0 for name in _NAMES), timeout_s=_QUIET_S)
+            await fleet.until(lambda: all(fleet.stats(name).in_flight == 0 for name in NAMES), timeout_s=_QUIET_S)
             soaked.idle.append(await _settled(pid, fleet, idle_s if wave == waves else 0.0))
             progress(f"wave {wave}: {dict(soaked.ends)}, {soaked.idle[-1]}")
     return soaked
@@ -279,7 +280,7 @@ async def _watch(soaked: Soaked, fleet: ProviderFleet, pid: int, *, calm: bool) 
     while not calm:
         held = _held(pid, fleet)
         soaked.peak_kib = max(soaked.peak_kib, held.rss_kib)
-        soaked.most_open = max(soaked.most_open, sum(fleet.stats(name).in_flight for name in _NAMES))
+        soaked.most_open = max(soaked.most_open, sum(fleet.stats(name).in_flight for name in NAMES))
         await asyncio.sleep(0.1)
 
 
