@@ -6,6 +6,7 @@ where trouble is as rare as in service, Brier skill there and in worlds unlike t
 """
 
 import argparse
+import os
 import resource
 import subprocess
 import sys
@@ -24,7 +25,7 @@ from rich.table import Table
 from bench.figure import Figure, cpu_us
 from routing.outcomes import Outcome
 from routing.window import Window
-from scoring.alarms import endpoint_days, false_alarms
+from scoring.alarms import Series, endpoint_days, false_alarms
 from scoring.artifact import Model, load
 from scoring.explain import contributions
 from scoring.features import NAMES, Member, matrix
@@ -36,6 +37,7 @@ from sim.world import START_S, Setting
 # Far from the seeds of the prior (60 to 63 million) and from those of the scorecard.
 _FIRST_SEED = 900_000_000
 _TRAINING_ROWS = 1_000_000
+_FALSE_PER_DAY = 3.0
 _KINDS = ("ramp", "queue", "creep", "rate_limit", "abrupt", "hang", "flapping", "region")
 
 
@@ -54,7 +56,7 @@ def run() -> list[Figure]:
         Figure("risks of 1,000 endpoints", cpu_us(lambda: model.forecaster.risks(thousand, groups), 10)),
         Figure("features of 1,000 endpoints", cpu_us(lambda: matrix(members, windows * 250, START_S + 400), 2)),
         Figure("explanation of one alarm", cpu_us(lambda: contributions(model.forecaster, four[0]), 50)),
-        Figure("training on 1,000,000 rows, CPU s", seconds, None, f"peak memory {megabytes:.0f} MB"),
+        Figure("training on 1,000,000 rows, one thread, CPU s", seconds, None, f"peak memory {megabytes:.0f} MB"),
     ]
 
 
@@ -78,8 +80,10 @@ def _windows(count: int) -> list[Window]:
 
 def _training_cost() -> tuple[float, float]:
     """Train in a process of its own; return its CPU seconds and its peak memory in MB."""
+    # One thread: threads that wait for each other burn processor time too.
+    alone = os.environ | {"OMP_NUM_THREADS": "1"}
     found = subprocess.run(
-        [sys.executable, "-m", "bench.scoring", "--train"], capture_output=True, text=True, check=True
+        [sys.executable, "-m", "bench.scoring", "--train"], capture_output=True, text=True, check=True, env=alone
     ).stdout.split()
     return float(found[0]), float(found[1])
 
@@ -109,11 +113,23 @@ def judge(model: Model, worlds: int, jobs: int) -> list[Table]:
     """Return the tables of what the model is worth."""
     with ProcessPoolExecutor(jobs) as pool:
         samples = {s: _sampled(pool, s, worlds) for s in (Setting.STEADY, Setting.SPARSE, Setting.SHIFTED)}
-    return [_whole(model, samples), *(_kinds(model, s, samples[s]) for s in (Setting.STEADY, Setting.SHIFTED))]
+    found = [_whole(model, samples)]
+    # At the threshold that ships, and at the lowest that raises three false alarms a day in these very worlds.
+    loosest = _loosest(series_of(samples[Setting.SPARSE], model.forecaster))
+    for threshold in (model.manifest.threshold, loosest):
+        found += [_kinds(model, threshold, s, samples[s]) for s in (Setting.STEADY, Setting.SHIFTED)]
+    return found
+
+
+def _loosest(all_series: Sequence[Series]) -> float:
+    days, percent = endpoint_days(all_series), 99
+    while percent > 1 and sum(false_alarms(s, (percent - 1) / 100) for s in all_series) <= _FALSE_PER_DAY * days:
+        percent -= 1
+    return percent / 100
 
 
 def _whole(model: Model, samples: dict[Setting, list[Sampled]]) -> Table:
-    table = Table(title=f"{model.manifest.version}, threshold {model.manifest.threshold:g}", title_justify="left")
+    table = Table(title=f"{model.manifest.version}, threshold {model.manifest.threshold:.2g}", title_justify="left")
     for column in ("worlds", "rows", "base rate", "PR-AUC", "Brier skill", "false alarms per endpoint-day"):
         table.add_column(column, justify="left" if column == "worlds" else "right")
     for setting, found in samples.items():
@@ -133,7 +149,7 @@ def _rows(samples: Sequence[Sampled]) -> tuple[npt.NDArray[np.float64], npt.NDAr
     return np.concatenate([s.x[s.usable] for s in samples]), np.concatenate([s.y[s.usable] for s in samples])
 
 
-def _kinds(model: Model, setting: Setting, samples: Sequence[Sampled]) -> Table:
+def _kinds(model: Model, threshold: float, setting: Setting, samples: Sequence[Sampled]) -> Table:
     """Return recall and leads by kind: before the first harm that attempts show, and before the moment at which any
     breaker would notice.
     """
@@ -142,11 +158,10 @@ def _kinds(model: Model, setting: Setting, samples: Sequence[Sampled]) -> Table:
         for t in sampled.troubles:
             hard = max(t.hard, t.harmful)
             before_harm, before_hard = (
-                lead_s(series.time, series.risk, model.manifest.threshold, t.begins, moment)
-                for moment in (t.harmful, hard)
+                lead_s(series.time, series.risk, threshold, t.begins, moment) for moment in (t.harmful, hard)
             )
             leads[t.kind.value].append((before_harm, t.harmful - t.begins, before_hard, hard - t.begins))
-    table = Table(title=f"{setting.value} worlds, by kind", title_justify="left")
+    table = Table(title=f"{setting.value} worlds, by kind, threshold {threshold:g}", title_justify="left")
     for column in ("kind", "n", "early recall", "lead s", "of possible", "recall before hard", "lead s", "of possible"):
         table.add_column(column, justify="left" if column == "kind" else "right")
     for kind in (kind for kind in _KINDS if leads[kind]):

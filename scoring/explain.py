@@ -5,6 +5,7 @@ the same endpoint with the group's features at their normal values (Lundberg and
 Interpreting Model Predictions", 2017, with one reference point). Six groups make 64 coalitions: the values are exact.
 """
 
+from functools import cache
 from itertools import combinations
 from math import factorial
 
@@ -21,27 +22,22 @@ _MEMBERS = np.array([[feature.group is group for feature in FEATURES] for group 
 _FIGURES_PER_GROUP = 2
 
 
-def _coalitions() -> tuple[npt.NDArray[np.bool_], _Floats]:
-    """Return the membership of every coalition (2^g × g), and the weights that turn their values into Shapley values
-    (g × 2^g).
+@cache
+def _coalitions(groups: int) -> tuple[npt.NDArray[np.bool_], _Floats]:
+    """Return the membership of every coalition of so many groups (2^g × g), and the weights that turn their values into
+    Shapley values (g × 2^g).
     """
-    g = len(_GROUPS)
-    present = np.array([[(number >> i) & 1 for i in range(g)] for number in range(2**g)], dtype=np.bool_)
-    weights = np.zeros((g, 2**g))
-    for i in range(g):
-        others = [j for j in range(g) if j != i]
-        for size in range(g):
-            share = factorial(size) * factorial(g - size - 1) / factorial(g)
+    present = np.array([[(number >> i) & 1 for i in range(groups)] for number in range(2**groups)], dtype=np.bool_)
+    weights = np.zeros((groups, 2**groups))
+    for i in range(groups):
+        others = [j for j in range(groups) if j != i]
+        for size in range(groups):
+            share = factorial(size) * factorial(groups - size - 1) / factorial(groups)
             for chosen in combinations(others, size):
                 without = sum(1 << j for j in chosen)
                 weights[i, without] -= share
                 weights[i, without | (1 << i)] += share
     return present, weights
-
-
-_PRESENT, _WEIGHTS = _coalitions()
-# Which features take part in each coalition: 2^g × features.
-_TAKES_PART = (_PRESENT.astype(np.int64) @ _MEMBERS.astype(np.int64)).astype(np.bool_)
 
 
 def contributions(forecaster: Forecaster, row: _Floats) -> tuple[Contribution, ...]:
@@ -50,7 +46,12 @@ def contributions(forecaster: Forecaster, row: _Floats) -> tuple[Contribution, .
     The log-odds add up to those of the row minus those of a normal endpoint, both before calibration.
     """
     normal = forecaster.domain.normal
-    shares = _WEIGHTS @ forecaster.log_odds(np.where(_TAKES_PART, row, normal))
+    # A group that is all normal adds nothing, and each one left out halves the work.
+    moved = np.flatnonzero((_MEMBERS & (row != normal)).any(axis=1))
+    present, weights = _coalitions(len(moved))
+    takes_part = (present.astype(np.int64) @ _MEMBERS[moved].astype(np.int64)).astype(np.bool_)
+    shares = np.zeros(len(_GROUPS))
+    shares[moved] = weights @ forecaster.log_odds(np.where(takes_part, row, normal))
     # How far is far: in units of the spread the feature had in training.
     spread = np.maximum(forecaster.domain.deciles[-1] - forecaster.domain.deciles[0], 1e-6)
     distance = np.abs(row - normal) / spread
