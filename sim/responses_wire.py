@@ -74,7 +74,7 @@ def _plan(answer_id: str, head: dict[str, Any], whole: dict[str, Any], pieces: t
 
     at: dict[str, object] = {"item_id": f"msg_{answer_id}", "output_index": 0, "content_index": 0}
     item = _message(answer_id, "".join(pieces))
-    begun = {"status": "in_progress", "output": [], "usage": None}
+    begun: dict[str, Any] = {"status": "in_progress", "output": [], "usage": None}
     opening = (
         told("response.created", response={**head, **begun})
         + told("response.in_progress", response={**head, **begun})

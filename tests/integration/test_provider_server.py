@@ -18,9 +18,9 @@ import pytest
 from yarl import URL
 
 from sim.faults import FaultKind
-from sim.wire import history_digest
 from sim.provider_server import Fault, ProviderFleet
 from sim.scenario import Scenario, parse_scenario
+from sim.wire import history_digest
 
 SCENARIO = """
 name: test

@@ -10,8 +10,8 @@ from google.rpc.error_details_pb2 import BadRequest
 from routecast.v1 import chat_pb2
 
 from sim.faults import FaultKind
-from sim.wire import history_digest
 from sim.provider_server import Fault, ProviderFleet
+from sim.wire import history_digest
 from tests.service_under_test import GPT4, Service, details, in_process, stream_request, user
 from tests.wire_server import Exchange, WireServer
 

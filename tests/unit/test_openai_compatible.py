@@ -369,6 +369,8 @@ class _NoTransport:
     async def open(self, request: UpstreamRequest) -> UpstreamResponse:
         raise AssertionError(f"nothing is to be sent, got {request}")
 
+    async def prewarm(self, url: str, connections: int, connect_s: float) -> None: ...
+
     async def aclose(self) -> None: ...
 
 
