@@ -70,8 +70,8 @@ class Completer:
             turn = await self._join(completion, stack)
             walk = Walk(self._router, self._record, turn.completion, self._replica)
             attempt, reply = await answered(walk, lambda attempt: self._send(turn, attempt), _nothing_to_drop)
-            report = walk.succeeded(attempt, reply.status, Usage(reply.input_tokens, reply.output_tokens))
-            report = replace(report, dropped_messages=turn.dropped(attempt.endpoint))
+            usage = Usage(reply.input_tokens, reply.output_tokens)
+            report = walk.succeeded(attempt, reply.status, usage, turn.dropped(attempt.endpoint))
             if turn.session is not None:
                 self._sessions.answered(turn.session, turn.new, answer_message(reply.body), attempt.endpoint.id)
             return Served(reply, report)
@@ -117,8 +117,7 @@ class Completer:
                 except Exception as error:
                     walk.crashed(error, attempt)
                     raise
-                report = walk.succeeded(attempt, _OK, usage)
-                report = replace(report, dropped_messages=turn.dropped(attempt.endpoint))
+                report = walk.succeeded(attempt, _OK, usage, turn.dropped(attempt.endpoint))
                 if turn.session is not None and answer is not None:
                     self._sessions.answered(turn.session, turn.new, answer.message(), attempt.endpoint.id)
                 yield report

@@ -205,8 +205,8 @@ class Walk:
         """The caller gets the first event of a stream: from now on it can only break, or be continued."""
         self._has_emitted = True
 
-    def succeeded(self, attempt: Attempt, status: int, usage: Usage) -> Report:
-        """The attempt answered; close the books."""
+    def succeeded(self, attempt: Attempt, status: int, usage: Usage, dropped_messages: int) -> Report:
+        """The attempt answered; close the books. `dropped_messages` had to go for the endpoint's context window."""
         now, first = self._router.clock.now(), attempt.first_byte_at
         self._finished(
             attempt,
@@ -230,6 +230,7 @@ class Walk:
             cost_usd,
             self._completion.session_id,
             now,
+            dropped_messages,
         )
 
     def failed(self, attempt: Attempt, failure: Failure, *, beside: bool = False, final: bool = False) -> None:
