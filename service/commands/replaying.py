@@ -17,7 +17,7 @@ from routing.policy import Policy
 from scoring.artifact import Model
 from scoring.registry import Registry
 from scoring.threshold_store import InForce, ThresholdStore, ThresholdStoreError
-from service.commands.common import ERR, FailureError, InputError
+from service.commands.common import ERR, OUT, FailureError, InputError
 from service.config import Config
 from service.config_file import load
 from sim.replay.backtest import Hourly, read_hours
@@ -80,7 +80,8 @@ def read_all_hours(
     now = time.time()
     period = first_and_last(connection, now - days * 86_400, now)
     if period is None:
-        ERR.print(f"{service.data_dir / 'history'}: no requests in the last {days:g} days, nothing to replay")
+        what = f"{service.data_dir / 'history'}: no requests in the last {days:g} days, nothing to replay"
+        OUT.print(what, soft_wrap=True, highlight=False)
         return now, now, []
     since, until = period
     models = replayable_models(connection, since, until)
