@@ -11,7 +11,7 @@ The request records of the history are no ledger: they are there to be analysed,
 import asyncio
 import logging
 import secrets
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager, suppress
 from itertools import count
 from pathlib import Path
@@ -141,15 +141,24 @@ class Ledger:
 
 
 class LedgeredServing:
-    """Enters what `inner` serves. With `wait`, and with an idempotency key in any case, a request is answered when its
-    entry is durable.
+    """Enters what `inner` serves, and tells `entered` of it. With `wait`, and with an idempotency key in any case, a
+    request is answered when its entry is durable.
     """
 
-    def __init__(self, inner: Serving, ledger: Ledger, replica: str, *, wait: bool) -> None:
+    def __init__(
+        self,
+        inner: Serving,
+        ledger: Ledger,
+        replica: str,
+        *,
+        wait: bool,
+        entered: Callable[[Completion, Report], None] | None = None,
+    ) -> None:
         self._inner = inner
         self._ledger = ledger
         self._replica = replica
         self._wait = wait
+        self._entered = entered
         self._ids = map(f"{secrets.token_hex(8)}-{{}}".format, count(1))
 
     async def complete(self, completion: Completion) -> Served:
@@ -174,6 +183,8 @@ class LedgeredServing:
     async def _enter(self, completion: Completion, report: Report) -> None:
         try:
             self._ledger.put(_entry(next(self._ids), completion, report, self._replica))
+            if self._entered is not None:
+                self._entered(completion, report)
             if self._wait or completion.idempotency_key:
                 await self._ledger.settle()
         except Exception:

@@ -1,9 +1,12 @@
 """The shell around the tenants' accounts: a request takes what it may need before anything else happens, and gives back
 what it did not use when that is known.
+
+Money is spent where the ledger's entry is made, not where the answer goes out: an execution under an idempotency key
+goes on when its caller has left, and its answer is then there for nothing.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterable, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from contextlib import aclosing
 from dataclasses import replace
 
@@ -77,7 +80,7 @@ class LimitedServing:
                         case _:
                             pass
                     yield item
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, GeneratorExit):
             stay.left()
             raise
         finally:
@@ -114,14 +117,26 @@ class LimitedServing:
         return {k: v for k, v in headers.items() if not k.startswith(_PREFIX)} | limit_headers(standings)
 
 
+def spending(accounts: Mapping[str, Account], clock: Clock) -> Callable[[Completion, Report], None]:
+    """Return what is to hear of every entry of the ledger: it charges the tenant."""
+
+    def entered(completion: Completion, report: Report) -> None:
+        if report.cost_usd:
+            accounts[completion.route.tenant].spend(report.cost_usd, clock.now())
+
+    return entered
+
+
 class _Stay:
     """One request between its admission and its end: what it took, and what it turns out to have used.
 
     Nobody counts the tokens of a stream whose caller leaves in the middle: the events until then do, so that leaving
-    before the end is no way to pay nothing.
+    before the end is no way to pay nothing. One with an idempotency key goes on, and keeps what it took.
     """
 
-    __slots__ = ("_cost_usd", "_estimate", "_has_begun", "_prices", "_tokens", "account", "chunks", "demand")
+    __slots__ = (
+        "_cost_usd", "_estimate", "_goes_on", "_has_begun", "_prices", "_tokens", "account", "chunks", "demand",
+    )  # fmt: skip
 
     def __init__(self, account: Account, completion: Completion, prices: tuple[float, float]) -> None:
         input_tokens = _input_tokens(completion)
@@ -134,6 +149,7 @@ class _Stay:
         cost_usd = min(self._cost(input_tokens, output_tokens), completion.route.budget_usd)
         self.demand = Demand(input_tokens + output_tokens, cost_usd)
         self.chunks = 0
+        self._goes_on = bool(completion.idempotency_key)
         self._has_begun = False
         self._tokens, self._cost_usd = 0, 0.0
 
@@ -143,26 +159,27 @@ class _Stay:
 
     def served(self, report: Report) -> None:
         """It was served. What its provider did not count has used what was reserved; a replay has used nothing."""
+        self._has_begun = False
         if report.replayed:
-            self._tokens, self._cost_usd = 0, 0.0
+            self._tokens = 0
         elif report.input_tokens is None:
             self._tokens, self._cost_usd = self.demand.tokens, self.demand.cost_usd
         else:
             self._tokens = report.input_tokens + (report.output_tokens or 0)
-            self._cost_usd = report.cost_usd or 0.0
             self.account.answered(report.output_tokens or 0)
-        self._has_begun = False
 
     def left(self) -> None:
         """Its caller left."""
-        self._tokens = self._estimate
+        self._tokens = self.demand.tokens if self._goes_on else self._estimate
 
     def settle(self, now: float) -> None:
         """It has ended."""
-        if self._has_begun:
+        if self._has_begun and not self._goes_on:
             self._tokens = self._estimate + self.chunks
             self._cost_usd = self._cost(self._estimate, self.chunks)
-        self.account.settle(self.demand, self._tokens, self._cost_usd, now)
+        self.account.settle(self.demand, self._tokens, now)
+        if self._cost_usd:
+            self.account.spend(self._cost_usd, now)
 
     def _cost(self, input_tokens: int, output_tokens: int) -> float:
         return (input_tokens * self._prices[0] + output_tokens * self._prices[1]) / 1e6

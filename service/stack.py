@@ -20,7 +20,7 @@ from service.fair import FairServing
 from service.history import Sink
 from service.idempotency import IdempotentServing
 from service.ledger import Ledger, LedgeredServing
-from service.limited import LimitedServing
+from service.limited import LimitedServing, spending
 from service.providers.base import Adapter
 from service.providers.transport import Transport
 from service.router import Router
@@ -75,7 +75,8 @@ async def stacked(
             completer = Completer(router, adapters, sessions, sink, replica, own)
             fair = FairServing(completer, gate, clock, sink, replica, max_wait_s=config.overload.max_wait_s)
             router.listen(fair)
-            ledgered = LedgeredServing(fair, ledger, replica, wait=config.usage.acknowledge == "stored")
+            wait, entered = config.usage.acknowledge == "stored", spending(accounts, clock) if accounts else None
+            ledgered = LedgeredServing(fair, ledger, replica, wait=wait, entered=entered)
             keyed = IdempotentServing(ledgered, state.results, config.idempotency, clock, sink, replica)
             serving: Serving = keyed
             if accounts:

@@ -98,13 +98,20 @@ class Account:
             budget.hold(demand.cost_usd)
         return None
 
-    def settle(self, demand: Demand, used_tokens: int, cost_usd: float, now: float) -> None:
-        """The request has ended: put back what it took and did not use, or take what it used beyond."""
+    def settle(self, demand: Demand, used_tokens: int, now: float) -> None:
+        """The request has ended: put back what it took and did not use, or take what it used beyond. What it cost is
+        for `spend`.
+        """
         self.in_flight -= 1
         if self._tokens is not None:
             self._tokens.take(used_tokens - demand.tokens, now)
         for budget in self._budgets:
-            budget.settle(demand.cost_usd, cost_usd, now)
+            budget.release(demand.cost_usd)
+
+    def spend(self, cost_usd: float, now: float) -> None:
+        """Something was paid for, whether or not its caller still waits."""
+        for budget in self._budgets:
+            budget.spend(cost_usd, now)
 
     def answered(self, output_tokens: int) -> None:
         """An answer had so many tokens: what to reserve for requests that set no limit of their own."""

@@ -57,10 +57,13 @@ class Budget:
         """Set money aside for a request."""
         self._held_usd += cost_usd
 
-    def settle(self, held_usd: float, cost_usd: float, now: float) -> None:
-        """A request for which money was set aside has cost so much. It counts in the period it ended in."""
-        self._roll(now)
+    def release(self, held_usd: float) -> None:
+        """A request for which money was set aside has ended."""
         self._held_usd = max(0.0, self._held_usd - held_usd)
+
+    def spend(self, cost_usd: float, now: float) -> None:
+        """Something has cost so much. It counts in the period it ended in."""
+        self._roll(now)
         self.spent_usd += cost_usd
 
     def _roll(self, now: float) -> None:

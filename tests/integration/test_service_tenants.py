@@ -262,6 +262,35 @@ async def test_a_replay_costs_a_request_and_no_tokens(providers: ProviderFleet, 
         assert len(upstreams["first"].bodies) == 1
 
 
+async def test_leaving_an_execution_to_its_key_does_not_get_it_for_nothing(
+    providers: ProviderFleet, tmp_path: Path
+) -> None:
+    """Its caller leaves, it goes on, and the budget pays for it."""
+    tenants = [_tenant("acme", ACME, budget_usd_per_day=0.0002)]
+    async with scripted(providers, tmp_path, "first", tenants=tenants) as (service, upstreams):
+        first, go = upstreams["first"], asyncio.Event()
+
+        async def waiting(exchange: Exchange) -> None:
+            await go.wait()
+            await answer(exchange)
+
+        first.script = waiting
+        keyed = complete_request()
+        keyed.idempotency_key = "k"
+        leaving = service.stub.Complete(keyed, metadata=_as(ACME), timeout=DEADLINE_S)
+        await first.until_asked(1)
+        leaving.cancel()
+        go.set()
+
+        async def is_entered() -> bool:
+            return read_history(service.data_dir, "SELECT count(*) FROM usage") == [(1,)]
+
+        await until(is_entered)
+        _, found = await _refused(service, ACME)
+        assert found[ErrorInfo].reason == "TENANT_BUDGET_EXHAUSTED"
+        assert len(first.bodies) == 1
+
+
 async def test_the_policy_of_a_tenant_names_providers_and_a_price(providers: ProviderFleet, tmp_path: Path) -> None:
     tenants = [
         _tenant("acme", ACME, allowed_providers=["second"]),

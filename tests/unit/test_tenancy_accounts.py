@@ -33,14 +33,14 @@ def test_tokens_are_reserved_and_what_was_not_used_comes_back() -> None:
     assert refusal is not None
     assert refusal.limit is Limit.TOKENS
     assert refusal.retry_after_s == pytest.approx(600 / (1000 / 60))
-    account.settle(demand, 100, 0.0, NOW)
+    account.settle(demand, 100, NOW)
     assert account.admit(demand, NOW) is None, "700 of 800 came back"
 
 
 def test_who_uses_more_than_was_reserved_owes_it() -> None:
     account = Account(Limits(tokens_per_min=600), NOW)
     assert account.admit(Demand(100), NOW) is None
-    account.settle(Demand(100), 1200, 0.0, NOW)
+    account.settle(Demand(100), 1200, NOW)
     (standing,) = account.standings(NOW)
     assert standing.left == 0
     assert standing.reset_s == pytest.approx(120)
@@ -70,7 +70,7 @@ def test_concurrency_is_given_back_when_requests_end() -> None:
     refusal = account.admit(Demand(0), NOW)
     assert refusal is not None
     assert refusal.limit is Limit.CONCURRENCY
-    account.settle(Demand(0), 0, 0.0, NOW)
+    account.settle(Demand(0), 0, NOW)
     assert account.admit(Demand(0), NOW) is None
 
 
@@ -82,10 +82,12 @@ def test_a_budget_holds_what_requests_may_cost_and_renews_at_midnight() -> None:
     assert refusal is not None
     assert refusal.limit is Limit.BUDGET
     assert refusal.retry_after_s == pytest.approx(10)
-    account.settle(demand, 0, 0.4, NOW)
+    account.spend(0.4, NOW)
+    account.settle(demand, 0, NOW)
     assert account.admit(demand, NOW) is None, "0.4 spent and 0.6 held are just the budget"
     assert account.admit(Demand(0), NOW) is not None, "nothing is left, not even for what costs nothing"
-    account.settle(demand, 0, 0.6, NOW + 11)
+    account.spend(0.6, NOW + 11)
+    account.settle(demand, 0, NOW + 11)
     assert account.admit(Demand(0, cost_usd=0.4), NOW + 11) is None, "what ends today counts today"
     assert account.admit(Demand(0, cost_usd=0.1), NOW + 11) is not None
 
@@ -117,7 +119,8 @@ def test_periods_end_with_the_calendar(
 def test_a_budget_counts_by_when_requests_end() -> None:
     budget = Budget(1.0, Period.DAY, NOW)
     budget.hold(0.5)
-    budget.settle(0.5, 0.5, NOW)
+    budget.spend(0.5, NOW)
+    budget.release(0.5)
     assert budget.spent_usd == 0.5
     assert budget.renews_at(NOW) == NOW + 10
     assert budget.affords(1.0, NOW + 10)
