@@ -27,7 +27,7 @@ DATA = Path("data")
 MaybeConfig = Annotated[
     Path | None, Parameter(help="The service's configuration: its policy, order of endpoints and data_dir.")
 ]
-MaybeData = Annotated[Path | None, Parameter(help="The service's data_dir, if no configuration names it.")]
+MaybeData = Annotated[Path | None, Parameter(help="The data directory, if it is not the configuration's.")]
 Days = Annotated[float, Parameter(help="How many days back.")]
 Hours = Annotated[int, Parameter(help="At most so many hours are replayed, eventful ones first.")]
 
@@ -51,12 +51,15 @@ class Standing:
         return tuple(endpoint.id for endpoint in by_model.get(model, ()))
 
 
+def data_dir_of(settings: Config | None, data: Path | None) -> Path:
+    """Return whose history and changes are meant."""
+    return data or (settings.data_dir if settings else DATA)
+
+
 def standing(config: Path | None, data: Path | None) -> Standing:
-    """Find out what is in force. Raises InputError and ConfigError for bad input, FailureError for a damaged record."""
+    """Find out what is in force. Raises ConfigError for a bad configuration, FailureError for a damaged record."""
     settings = load(config) if config else None
-    if settings is not None and data is not None:
-        raise InputError("--data: expected none beside --config, which names the directory")
-    data_dir = settings.data_dir if settings else data or DATA
+    data_dir = data_dir_of(settings, data)
     configured = settings.policy.policy() if settings else Policy()
     store = ThresholdStore(data_dir)
     has_forecasts = settings is None or settings.scoring.enabled

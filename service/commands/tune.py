@@ -18,17 +18,18 @@ from scoring.threshold_store import Change, ThresholdStore, ThresholdStoreError,
 from scoring.thresholds import Objective, Step, Value, step_to, written
 from service.commands.common import OUT, AsJson, FailureError, InputError
 from service.commands.replaying import (
-    DATA,
     Days,
     Hours,
     MaybeConfig,
     MaybeData,
     Standing,
+    data_dir_of,
     read_all_hours,
     shown,
     standing,
 )
 from service.config import Tuning as Settings
+from service.config_file import load
 from sim import scorecard
 from sim.arena.scenario import load_scenarios
 from sim.replay.backtest import Hourly
@@ -193,7 +194,8 @@ def list_changes(*, data: MaybeData = None, config: MaybeConfig = None, as_json:
 
 
 def _store(config: Path | None, data: Path | None) -> ThresholdStore:
-    return standing(config, data).store if config else ThresholdStore(data or DATA)
+    # Not by what is in force: a change that this code refuses has to be taken back, too.
+    return ThresholdStore(data_dir_of(load(config) if config else None, data))
 
 
 def _moves(change: Change) -> str:

@@ -140,3 +140,18 @@ def test_a_damaged_record_of_changes_is_named(run: Any, tmp_path: Path) -> None:
     (tmp_path / "thresholds" / "changes.json").write_text("[]")
     code, _, errors = run("thresholds", "list", "--data", str(tmp_path))
     assert (code, "changes.json" in errors) == (1, True)
+
+
+def test_a_change_that_the_code_no_longer_takes_can_be_taken_back(run: Any, tmp_path: Path) -> None:
+    """F-16: a rollback does not depend on what it takes back."""
+    store = ThresholdStore(tmp_path)
+    change = store.propose(
+        Policy(), {"reflex.failing_rate": 0.4}, made=1.0, by="tuner", before={}, after={}, evidence={}
+    )  # fmt: skip
+    store.apply(change.id, now=2.0, by="ada")
+    record = tmp_path / "thresholds" / "changes.json"
+    record.write_text(record.read_text().replace("0.4", "7.0"))
+    code, _, errors = run("backtest", "--data", str(tmp_path))
+    assert (code, "failing_rate" in errors) == (1, True)
+    code, out, _ = run("thresholds", "rollback", "--data", str(tmp_path))
+    assert (code, "in force: the configuration" in out) == (0, True)
