@@ -121,7 +121,9 @@ def watched_rows(
 
 @dataclass(frozen=True, slots=True)
 class ProbeContrast:
-    """How often probes and live attempts of one endpoint failed over a period."""
+    """How often probes of one endpoint failed over a period, and the live attempts within three seconds of each; a live
+    attempt near two probes counts twice.
+    """
 
     endpoint: str
     probes: int
@@ -131,7 +133,7 @@ class ProbeContrast:
 
 
 def probe_contrasts(connection: duckdb.DuckDBPyConnection, since: float, until: float) -> list[ProbeContrast]:
-    """Compare probes with live attempts of the same minutes, by endpoint, over [since, until) (unix seconds)."""
+    """Compare probes with live attempts of the same seconds, by endpoint, over [since, until) (unix seconds)."""
     rows = connection.execute(
         sql_text_of("probe_contrasts"), {"since": utc_timestamp(since), "until": utc_timestamp(until)}
     ).fetchall()

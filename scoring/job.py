@@ -39,7 +39,7 @@ from scoring.registry import Registry
 SHARES = (0.5, 0.25, 0.25)
 _MIN_ROWS = 1_000
 _MIN_INCIDENTS = 3
-_MAX_PROBE_Z = 4.0
+_MIN_PROBES, _MAX_PROBE_Z = 20, 4.0
 
 Progress = Callable[[str], None]
 
@@ -332,11 +332,11 @@ class _Run:
         odd = []
         for found in probe_contrasts(connection, self._since, self._until):
             z = proportion_z(found.probes_failed, found.probes, found.live_failed, found.live)
-            if abs(z) > _MAX_PROBE_Z:
+            if found.probes >= _MIN_PROBES and abs(z) > _MAX_PROBE_Z:
                 odd.append(found)
                 words = (
                     f"{found.endpoint}: {found.probes_failed} of {found.probes} probes failed, "
-                    f"{found.live_failed} of {found.live} live attempts in the same minutes"
+                    f"{found.live_failed} of {found.live} live attempts within seconds of them"
                 )
                 self._event("drift", "", "", "probe_versus_live_z", z, _MAX_PROBE_Z, words)
         return tuple(odd)

@@ -47,7 +47,7 @@ def page(report: RetrainReport, since: float, until: float) -> str:
         parts.append(f"<p>Shadow: {escape(report.shadow_note)}</p>")
     parts += [
         f"<p>Probes of {escape(probe.endpoint)} do not speak for its traffic: {probe.probes_failed} of {probe.probes} "
-        f"probes failed, {probe.live_failed} of {probe.live} live attempts in the same minutes.</p>"
+        f"probes failed, {probe.live_failed} of {probe.live} live attempts within seconds of them.</p>"
         for probe in report.probes
     ]
     if report.gate is not None and report.judged is not None:

@@ -1,17 +1,21 @@
--- Probes against live attempts, in the minutes that have both: a probe that says other things than the traffic misleads.
-WITH by_minute AS (
-    SELECT endpoint, time_bucket(INTERVAL 1 MINUTE, time) AS minute,
-        count(*) FILTER (kind = 'probe') AS probes,
-        count(*) FILTER (kind = 'probe' AND is_failure(outcome)) AS probes_failed,
-        count(*) FILTER (kind <> 'probe') AS live,
-        count(*) FILTER (kind <> 'probe' AND is_failure(outcome)) AS live_failed
+-- Probes against the live attempts within three seconds of them: a probe that says other things than the traffic misleads. An endpoint
+-- out of service is probed when it is at its worst and has no traffic; such probes have nobody to be compared with.
+WITH evidence AS (
+    SELECT endpoint, time, kind = 'probe' AS is_probe, is_failure(outcome) AS failed
     FROM attempts
     WHERE is_evidence(outcome) AND time >= $since AND time < $until
-    GROUP BY endpoint, minute
+),
+matched AS (
+    SELECT endpoint, is_probe, failed,
+        count(*) FILTER (NOT is_probe) OVER nearby AS live,
+        count(*) FILTER (NOT is_probe AND failed) OVER nearby AS live_failed
+    FROM evidence
+    WINDOW nearby AS (
+        PARTITION BY endpoint ORDER BY time RANGE BETWEEN INTERVAL 3 SECOND PRECEDING AND INTERVAL 3 SECOND FOLLOWING
+    )
 )
-SELECT endpoint, CAST(sum(probes) AS BIGINT), CAST(sum(probes_failed) AS BIGINT), CAST(sum(live) AS BIGINT),
-    CAST(sum(live_failed) AS BIGINT)
-FROM by_minute
-WHERE probes > 0 AND live > 0
+SELECT endpoint, count(*), count(*) FILTER (failed), CAST(sum(live) AS BIGINT), CAST(sum(live_failed) AS BIGINT)
+FROM matched
+WHERE is_probe AND live > 0
 GROUP BY endpoint
 ORDER BY endpoint
