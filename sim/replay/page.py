@@ -47,6 +47,10 @@ Requests come when they came; retries of callers are part of that record. All re
 
 Forecasts are made inside the replay by the model that serves now. If it was trained on these weeks, its figures flatter
 it."""
+_INCIDENT = (
+    "An incident is what labels forecasts too: at least 3 failures that are 10 % of the attempts of 30 s, or a time to "
+    "first token of 2.5 times the endpoint's usual."
+)
 _MOST_INCIDENTS = 25
 
 
@@ -104,7 +108,7 @@ def _rests_on(report: ModelReport) -> str:
     how = "all" if report.replayed_hours >= report.hours - 1 else "eventful ones first, quiet ones sampled and weighted"
     seen = ", ".join(f"{name} {100 * share:.0f} %" for name, share in report.evidence.items())
     words = [
-        f"Replayed: {report.replayed_hours:.1f} of {report.hours} hours with traffic",
+        f"Replayed: {report.replayed_hours:.2g} of {report.hours} hours with traffic",
         f"({how}; {report.eventful_hours} eventful), {report.requests:,} requests.",
         f"Share of that time with an attempt or probe within 30 s: {seen}.",
     ]
@@ -138,7 +142,7 @@ def _table(report: ModelReport, current: str) -> str:
 def _incidents(report: ModelReport, current: str) -> list[str]:
     met = [one for one in report.incidents if any(left.concerned for left in one.policies.values())]
     if not met:
-        return ["<p>No incident met any policy in the replayed hours.</p>"]
+        return [f"<p>No incident met any policy in the replayed hours. {_INCIDENT}</p>"]
     shown = sorted(sorted(met, key=_harm, reverse=True)[:_MOST_INCIDENTS], key=lambda one: one.begin)
     policies = list(report.figures)
     heads = ["incident (UTC)", "lasted", *policies]
@@ -151,7 +155,7 @@ def _incidents(report: ModelReport, current: str) -> list[str]:
     said = (
         f"{len(shown)} of {len(met)} incidents, the worst of them. Marks: when a policy had given up half of the "
         "endpoint's traffic; × at the right: it stayed. Below: seconds after the incident began (negative: before), "
-        "and requests that failed or were slow."
+        f"and requests that failed or were slow. {_INCIDENT}"
     )
     return [
         f"<h3>When each policy would have left</h3><p>{said}</p>",
