@@ -108,7 +108,7 @@ def _rests_on(report: ModelReport) -> str:
     how = "all" if report.replayed_hours >= report.hours - 1 else "eventful ones first, quiet ones sampled and weighted"
     seen = ", ".join(f"{name} {100 * share:.0f} %" for name, share in report.evidence.items())
     words = [
-        f"Replayed: {report.replayed_hours:.2g} of {report.hours} hours with traffic",
+        f"Replayed: {report.replayed_hours:.3g} of {report.hours} hours with traffic",
         f"({how}; {report.eventful_hours} eventful), {report.requests:,} requests.",
         f"Share of that time with an attempt or probe within 30 s: {seen}.",
     ]
