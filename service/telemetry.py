@@ -29,6 +29,7 @@ class Metrics:
         budgets: Callable[[], Iterable[tuple[str, float, int]]] = tuple,
         load: Callable[[], Load] = Load,
     ) -> None:
+        self._snapshot = snapshot
         self._registry = CollectorRegistry()
         self._requests = Counter(
             "routecast_requests",
@@ -67,7 +68,7 @@ class Metrics:
         match record:
             case RequestRecord():
                 # Callers may send any name; only known models may become series.
-                model = "" if record.status == "UNKNOWN_MODEL" else record.model
+                model = record.model if record.model in self._snapshot().rankings else ""
                 self._requests.labels(record.edge, record.method, model, record.status).inc()
                 self._request_seconds.labels(record.method).observe(record.latency_ms / 1e3)
             case AttemptRecord():

@@ -184,6 +184,29 @@ async def test_requests_per_minute_over_grpc_with_retry_info(providers: Provider
     assert rows == [("acme", "TENANT_REQUESTS_EXHAUSTED", 1), ("acme", "ok", 2), ("beta", "ok", 1)]
 
 
+async def test_refusals_make_no_series_of_metrics_for_models_that_are_none(
+    providers: ProviderFleet, tmp_path: Path
+) -> None:
+    """Who is over its limit is refused before anybody looks at the model, and may send any name."""
+    async with scripted(providers, tmp_path, "first", tenants=[_tenant("acme", ACME, requests_per_min=1)]) as (
+        service,
+        _,
+    ):
+        await _complete(service, ACME)
+        client = service.sdk.with_options(api_key=ACME)
+        for name in ("made-up-1", GPT4):
+            with pytest.raises(openai.RateLimitError):
+                await client.chat.completions.create(model=name, messages=HELLO)
+        async with service.http.get(f"{service.url}/metrics") as response:
+            shown = await response.text()
+        assert "made-up-1" not in shown
+        series = (
+            'routecast_requests_total{edge="http",method="complete",model="%s",status="TENANT_REQUESTS_EXHAUSTED"} 1.0'
+        )
+        assert series % GPT4 in shown
+        assert series % "" in shown
+
+
 async def test_a_failed_request_gives_its_tokens_back(providers: ProviderFleet, tmp_path: Path) -> None:
     tenants = [_tenant("acme", ACME, tokens_per_min=1000)]
     async with scripted(providers, tmp_path, "first", tenants=tenants) as (service, upstreams):

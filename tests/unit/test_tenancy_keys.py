@@ -5,6 +5,7 @@ import hmac
 
 import pytest
 
+from service.cli import main
 from service.tenancy.keys import KEY_BYTES, KeyRing, handle_of, hash_of, is_hash, is_key, new_key
 
 SALT = bytes(range(16))
@@ -46,3 +47,16 @@ def test_keys_are_made_of_all_their_bytes_and_of_no_fewer() -> None:
         new_key(bytes(KEY_BYTES - 1))
     with pytest.raises(ValueError, match="tenant-key"):
         hash_of("sk-live-something", SALT)
+
+
+def test_the_command_prints_a_key_and_its_hash_and_no_two_alike(capsys: pytest.CaptureFixture[str]) -> None:
+    printed = []
+    for _ in range(2):
+        with pytest.raises(SystemExit) as ended:
+            main(["tenant-key"])
+        assert ended.value.code in (0, None)
+        printed.append(capsys.readouterr().out.split())
+    (key, kept), (other, _) = printed
+    assert key != other
+    assert KeyRing([(kept, "acme")]).tenant_of(key) == "acme"
+    assert KeyRing([(kept, "acme")]).tenant_of(other) is None
