@@ -226,13 +226,15 @@ class _Run:
             judged: Judged | None = None,
         ) -> RetrainReport:  # fmt: skip
             now = candidate if verdict is Verdict.PROMOTED else serving
+            if self._promoted and verdict in (Verdict.KEPT, Verdict.NOT_ENOUGH):
+                verdict, reason = Verdict.PROMOTED, f"{shadow_note}; no other: {reason}"
             return RetrainReport(
                 verdict, reason, rows, incidents, now, candidate, gate, shadow_note, probes, judged
             )  # fmt: skip
 
         lacking = _lacking(rows, incidents, parts, self._settings)
         if lacking:
-            return report(Verdict.PROMOTED if self._promoted else Verdict.NOT_ENOUGH, lacking, self._promoted)
+            return report(Verdict.NOT_ENOUGH, lacking)
         try:
             candidate, judged, gate = self._contest(parts, champion, prior)
         except ValueError as error:

@@ -231,11 +231,12 @@ def test_a_shadow_is_watched_until_there_is_evidence_enough_but_not_for_ever(tmp
     report = judge_shadow(tmp_path, min_blocks=3, max_shadow_s=86_400.0 * 9)
     assert report.verdict is Verdict.PROMOTED
     registry.watch("shadow-1", START_S)
-    for patience_s, shadow in ((86_400.0, "shadow-1"), (3600.0, None)):
+    for patience_s, still_watched in ((86_400.0, True), (3600.0, False)):
         settings = dataclasses.replace(QUICK, shadow_s=86_400.0, max_shadow_s=patience_s)
         waiting = retrain(tmp_path, since=START_S, until=START_S + 3600.0 * HOURS, settings=settings)
         assert "incidents watched so far" in waiting.shadow_note
-        assert registry.roles().shadow == shadow
+        assert (registry.roles().shadow == "shadow-1") == still_watched
+        assert ("shadow-1" in registry.roles().retired) != still_watched
 
 
 def test_probes_that_say_something_else_than_the_traffic_are_named(tmp_path: Path) -> None:
