@@ -48,8 +48,8 @@ providers:
     models: [{id: openai/gpt-4, provider_model_id: m}]
 """
 _FAULTS = {
-    "connection refused": (FaultKind.REFUSE, {}),
-    "server errors": (FaultKind.SERVER_ERROR, {"status": 500}),
+    "connection refused": Fault(kind=FaultKind.REFUSE, provider="primary"),
+    "server errors": Fault(kind=FaultKind.SERVER_ERROR, provider="primary", status=500),
 }
 
 
@@ -84,7 +84,7 @@ class _Phases:
         """Nothing: it is no phase."""
 
 
-async def _round(kind: FaultKind, changes: dict[str, int]) -> tuple[_Phases, float]:
+async def _round(fault: Fault) -> tuple[_Phases, float]:
     """Return one failover's phases and the elapsed time of a calm request, in seconds."""
     phases, calm = _Phases(), []
     with tempfile.TemporaryDirectory() as directory:
@@ -103,12 +103,12 @@ async def _round(kind: FaultKind, changes: dict[str, int]) -> tuple[_Phases, flo
                     before = time.perf_counter()
                     await ask()
                     calm.append(time.perf_counter() - before)
-                await fleet.inject(Fault(kind=kind, provider="primary", **changes))
+                await fleet.inject(fault)
                 for _ in range(_MOST):
                     await ask()
                     if phases.answered:
                         return phases, median(calm)
-    raise RuntimeError(f"the primary was not ejected by {_MOST} requests under {kind.value}")
+    raise RuntimeError(f"the primary was not ejected by {_MOST} requests under {fault.kind.value}")
 
 
 def _config(fleet: ProviderFleet, directory: str) -> dict[str, object]:
@@ -125,8 +125,8 @@ def _config(fleet: ProviderFleet, directory: str) -> dict[str, object]:
 def run() -> list[Figure]:
     """Measure failovers."""
     figures: list[Figure] = []
-    for what, (kind, changes) in _FAULTS.items():
-        rounds = [asyncio.run(_round(kind, changes)) for _ in range(_ROUNDS)]
+    for what, fault in _FAULTS.items():
+        rounds = [asyncio.run(_round(fault)) for _ in range(_ROUNDS)]
         calm_us = median(calm for _, calm in rounds) * 1e6
         figures.append(Figure(f"{what}: a request before, median", calm_us))
         for phase, worst in (

@@ -31,9 +31,7 @@ TIMEOUTS = Timeouts(connect_s=2.0, first_byte_s=2.0, stall_s=2.0)
 ENDED_S = 20.0
 ENDPOINT = Endpoint("p:m", "p", "r", "z", "m", "m", 0, frozenset({Capability.CHAT}))
 FIELDS = msgspec.json.decode(b'{"model":"m","messages":[{"role":"user","content":"x"}]}', type=dict[str, msgspec.Raw])
-SOME = settings(
-    max_examples=settings().max_examples * 2 // 5, deadline=None, suppress_health_check=list(HealthCheck)
-)
+SOME = settings(max_examples=settings().max_examples * 2 // 5, deadline=None, suppress_health_check=list(HealthCheck))
 
 BODIES = st.one_of(
     st.binary(max_size=200),

@@ -35,7 +35,10 @@ def _admin(service: Service) -> Any:
 
 
 async def _health(service: Service, endpoint_id: str = AURORA) -> failover_pb2.EndpointHealth:
-    listed = await _admin(service).ListProviderHealth(failover_pb2.ListProviderHealthRequest(), timeout=DEADLINE_S)
+    request = failover_pb2.ListProviderHealthRequest()
+    listed: failover_pb2.ListProviderHealthResponse = await _admin(service).ListProviderHealth(
+        request, timeout=DEADLINE_S
+    )
     (found,) = (e for provider in listed.providers for e in provider.endpoints if e.endpoint_id == endpoint_id)
     return found
 

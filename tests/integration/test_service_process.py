@@ -27,18 +27,21 @@ from tests.service_under_test import (
 
 BUF = Path(sys.executable).with_name("buf")
 ROUTER = "routecast.v1.RouterService"
+FAILOVER = "routecast.admin.v1.FailoverService"
 SERVING = health_pb2.HealthCheckResponse.SERVING
 
 
 async def test_grpc_health_checks_watches_and_lists(service: Service) -> None:
     stub = health_pb2_grpc.HealthStub(service.channel)
-    for name in ("", ROUTER):
+    for name in ("", ROUTER, FAILOVER):
         assert (await stub.Check(health_pb2.HealthCheckRequest(service=name))).status == SERVING
     with pytest.raises(grpc.aio.AioRpcError) as raised:
         await stub.Check(health_pb2.HealthCheckRequest(service="nobody"))
     assert raised.value.code() is grpc.StatusCode.NOT_FOUND
     listed = await stub.List(health_pb2.HealthListRequest())
-    assert {name: each.status for name, each in listed.statuses.items()} == {"": SERVING, ROUTER: SERVING}
+    assert {name: each.status for name, each in listed.statuses.items()} == dict.fromkeys(
+        ("", ROUTER, FAILOVER), SERVING
+    )
     watch = stub.Watch(health_pb2.HealthCheckRequest(service=ROUTER))
     assert (await watch.read()).status == SERVING
     watch.cancel()
