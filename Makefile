@@ -23,7 +23,7 @@ $(VENV)/.stamp: pyproject.toml $(wildcard locks/*.txt)
 	$(UV) install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .
 	@touch $@
 
-demo: setup ## run the failover story on simulated providers (FAST=1: under a minute)
+demo: setup ## run the failover story on simulated providers (FAST=1: about a minute)
 	$(BIN)/python -m sim.demo $(if $(FAST),--fast)
 
 run: setup ## serve with CONFIG (default: examples/local.yaml)

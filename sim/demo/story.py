@@ -5,7 +5,7 @@ The rule of this file: it is pure. Seconds of the story count from the start of 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ FULL_SCALE, FAST_SCALE = 1.0, 0.25
 # An endpoint is compared with itself as it was more than 15 s ago: by the middle of even a fast ramp that has to be
 # its quiet self.
 _QUIET_S = 13.0
+# However fast the story, a limited endpoint starts slowly: pause, then doublings until it has all its traffic back.
+_QUOTA_BACK_S = 27.0
 
 
 class StoryError(ValueError):
@@ -66,13 +68,14 @@ def load_story(scale: float, path: Path = SCENARIO_FILE) -> Story:
     ramp = _only(scenario, FaultKind.LATENCY_RAMP)
     if ramp.outage_s is None:
         raise StoryError("the latency_ramp has no outage_s, expected it to end in an outage")
+    storm = _only(scenario, FaultKind.RATE_LIMIT)
     return Story(
-        scenario=scenario,
+        scenario=replace(scenario, duration_s=max(scenario.duration_s, storm.end_s + _QUOTA_BACK_S)),
         scale=scale,
         warm_up_s=max(0.0, _QUIET_S - ramp.at_s),
         ramp=ramp,
         outage=_only(scenario, FaultKind.SERVER_ERROR),
-        storm=_only(scenario, FaultKind.RATE_LIMIT),
+        storm=storm,
         chat=_common_model(scenario, ModelKind.CHAT),
         embeddings=_common_model(scenario, ModelKind.EMBEDDINGS),
     )
