@@ -2,9 +2,9 @@
 much time an attempt may take.
 """
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
-from math import exp
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from math import exp, inf
 
 from routing.counts import MIN_BASELINE, Counter
 from routing.filters import already_tried, out_of_service, rate_limited
@@ -15,6 +15,8 @@ from routing.snapshot import Candidate
 from routing.window import Window
 
 _LEAST_SPREAD_S = 0.1
+# How long a request leaves an endpoint in peace that refused it without naming a time.
+_UNNAMED_S = 1.0
 # After a limit an endpoint starts with a twentieth of its traffic and doubles that every few seconds: with three tenths
 # it stands again. To call it overloaded until it has all back cost a simulated outage half of its retries.
 _OVERLOADED_BELOW = 0.3
@@ -26,6 +28,40 @@ class RequestBudget:
 
     deadline: float
     idempotent: bool
+
+
+@dataclass(slots=True)
+class Patience:
+    """What one request remembers of rate limits: an endpoint's health moves for evidence, but whoever was refused has
+    been told when to come back, and keeps to that.
+
+    `not_before` holds, per endpoint that refused it, the time named then; `waited_until` when its last wait ended,
+    `waited_s` how long it has waited in all. Only a wait brings a request back to where it has been.
+    """
+
+    not_before: dict[str, float] = field(default_factory=dict)
+    waited_until: float = -inf
+    waited_s: float = 0.0
+
+    @property
+    def has_waited(self) -> bool:
+        """A rate limit has kept the request waiting."""
+        return self.waited_until > -inf
+
+    def failed(self, endpoint_id: str, outcome: Outcome, retry_after_s: float | None, now: float) -> None:
+        """An attempt failed there. Only a rate limit leaves a way back."""
+        self.not_before.pop(endpoint_id, None)
+        if outcome is Outcome.RATE_LIMITED:
+            self.not_before[endpoint_id] = now + (_UNNAMED_S if retry_after_s is None else max(0.0, retry_after_s))
+
+    def waited(self, pause_s: float, until: float) -> None:
+        """A wait of `pause_s` ends at `until`."""
+        self.waited_s += pause_s
+        self.waited_until = until
+
+    def excluded(self, tried: Iterable[str]) -> frozenset[str]:
+        """Return who of those `tried` may not be asked again: all whose time had not come when the last wait ended."""
+        return frozenset(name for name in tried if self.not_before.get(name, inf) > self.waited_until)
 
 
 def refusal_to_retry(
@@ -113,31 +149,37 @@ def is_reroute(decision: Decision, left: str) -> bool:
     )
 
 
+def limit_ends_in_s(decision: Decision, patience: Patience) -> float | None:
+    """Return after how many seconds the first endpoint may be asked of those that only a rate limit keeps away, None
+    without any: once it is over for all, and for the request itself.
+    """
+    ends = [_end(c.candidate, patience) for c in decision.considered if _only_limited(c, patience, decision)]
+    return max(0.0, min(ends) - decision.time) if ends else None
+
+
 def wait_s(
-    decision: Decision,
-    limited: Collection[str],
-    budget: RequestBudget,
-    policy: BudgetPolicy,
-    draw: float,
+    decision: Decision, patience: Patience, budget: RequestBudget, policy: BudgetPolicy, draw: float
 ) -> float | None:
     """Return how long to wait after a decision that found nobody, before deciding again; None when that does not help.
 
-    It helps when a rate limit is all that keeps an endpoint away, `max_wait_s` outlasts it, and the deadline outlasts
-    the wait. `limited` holds the endpoints that answered this very request with a rate limit: they are not lost for it.
-    The wait is the rest of that limit and, so that those who wait do not come back all at once, a random part of as
-    long again: `draw`, uniform in [0, 1), of it (M. Brooker, "Exponential Backoff And Jitter", AWS, 2015).
+    It helps when a rate limit is all that keeps an endpoint away, and ends before the deadline and within what is left
+    of `max_wait_s`, which bounds all waits of a request together. The wait is the rest of that limit and, so that those
+    who wait do not come back all at once, a random part of as long again, as far as the bound allows: `draw`, uniform
+    in [0, 1), of it (M. Brooker, "Exponential Backoff And Jitter", AWS, 2015).
     """
-    now = decision.time
-    ends = [c.candidate.facts.blocked_until for c in decision.considered if _only_limited(c, limited, decision)]
-    if not ends:
+    rest_s, left_s = limit_ends_in_s(decision, patience), policy.max_wait_s - patience.waited_s
+    if rest_s is None or left_s <= 0 or rest_s > left_s:
         return None
-    rest_s = max(0.0, min(ends) - now)
-    wait_for_s = rest_s + draw * max(rest_s, _LEAST_SPREAD_S)
-    return wait_for_s if rest_s <= policy.max_wait_s and now + wait_for_s < budget.deadline else None
+    pause_s = rest_s + draw * min(max(rest_s, _LEAST_SPREAD_S), left_s - rest_s)
+    return pause_s if decision.time + pause_s < budget.deadline else None
 
 
-def _only_limited(out: Considered, limited: Collection[str], decision: Decision) -> bool:
+def _end(candidate: Candidate, patience: Patience) -> float:
+    return max(candidate.facts.blocked_until, patience.not_before.get(candidate.facts.endpoint.id, 0.0))
+
+
+def _only_limited(out: Considered, patience: Patience, decision: Decision) -> bool:
     if out.excluded_by != already_tried.__name__:
         return out.excluded_by == rate_limited.__name__
-    candidate = out.candidate
-    return candidate.facts.endpoint.id in limited and not out_of_service(candidate, decision.request, decision.time)
+    is_limited = out.candidate.facts.endpoint.id in patience.not_before
+    return is_limited and not out_of_service(out.candidate, decision.request, decision.time)

@@ -13,10 +13,11 @@ from typing import TypeVar
 
 from routing import attempts
 from routing.actions import Finished
-from routing.attempts import RequestBudget
+from routing.attempts import Patience, RequestBudget
 from routing.hedging import Hedge, expected_cost_usd, hedge, in_scope
 from routing.model import RouteRequest
 from routing.outcomes import Outcome
+from routing.pipeline import Decision
 from routing.snapshot import Candidate
 from service.completion import Completion, Report
 from service.errors import RequestTimeoutError, ServiceError
@@ -51,9 +52,8 @@ class Walk:
         self._planned = RequestBudget(now + limit_s, completion.idempotent)
         self._budget = replace(self._planned, deadline=now + most_s) if completion.idempotency_key else self._planned
         self._tried: set[str] = set()
-        self._limited: set[str] = set()
+        self._patience = Patience()
         self._begun = 0
-        self._has_waited = False
         self._has_emitted = False
         self._last: tuple[Attempt, Failure] | None = None
 
@@ -79,14 +79,14 @@ class Walk:
         if not self._tried:
             return route
         spared: frozenset[str] = frozenset()
-        if not self._has_waited:
+        if not self._patience.has_waited:
             candidates = self._router.engine.snapshot.candidates(route.model)
             budget, now = self._core.budget, self._router.clock.now()
             spared = self._ask(lambda: attempts.spared_by_retries(candidates, budget, now), frozenset())
-        return replace(route, excluded=route.excluded | self._tried, spared=spared)
+        return replace(route, excluded=route.excluded | self._patience.excluded(self._tried), spared=spared)
 
     def _decide(self, route: RouteRequest) -> Decided:
-        first = not self._begun and not self._has_waited
+        first = not self._begun and not self._patience.has_waited
         try:
             decided = self._router.decide(route, self._completion.request_id, self._begun + 1)
         except ServiceError as error:
@@ -108,22 +108,28 @@ class Walk:
         account, policy, draw = self._router.engine.budgets, self._core.budget, self._router.draw()
 
         def pause() -> float | None:
-            pause_s = attempts.wait_s(decided.decision, self._limited, self._budget, policy, draw)
+            pause_s = attempts.wait_s(decided.decision, self._patience, self._budget, policy, draw)
             return pause_s if pause_s is not None and account[model].take_place(now + pause_s, now) else None
 
         pause_s = self._ask(pause, None)
         if pause_s is None:
-            if self._last is None:
-                raise self._end(refusal(decided.decision))
-            raise self._end(exhausted(nobody_left(decided.decision), self._last[1], model, self._trail.reports))
+            raise self._end(self._nobody_left(decided.decision))
         try:
             await asyncio.sleep(pause_s)
         except asyncio.CancelledError:
             self._trail.ended("CANCELLED")
             raise
-        self._tried -= self._limited
-        self._limited.clear()
-        self._has_waited = True
+        self._patience.waited(pause_s, self._router.clock.now())
+
+    def _nobody_left(self, decision: Decision) -> ServiceError:
+        if self._last is None:
+            return refusal(decision)
+        failure = self._last[1]
+        if failure.outcome is Outcome.RATE_LIMITED:
+            # The caller hears when the first limit ends, not the last one met.
+            ends_in_s = self._ask(lambda: attempts.limit_ends_in_s(decision, self._patience), None)
+            failure = replace(failure, retry_after_s=ends_in_s)
+        return exhausted(nobody_left(decision), failure, self._completion.route.model, self._trail.reports)
 
     def _start(self, decided: Decided, chosen: Candidate, *, is_hedge: bool = False) -> Attempt:
         endpoint, now, streamed = chosen.facts.endpoint, self._router.clock.now(), self._completion.stream
@@ -172,7 +178,7 @@ class Walk:
         account = engine.budgets[route.model]
         if self._begun >= self._policy.max_attempts or now >= self._budget.deadline or account.refusal_to_hedge(now):
             return None
-        excluded = route.excluded | self._tried | {first.endpoint.id}
+        excluded = route.excluded | self._patience.excluded(self._tried) | {first.endpoint.id}
         spared = attempts.recovering(engine.snapshot.candidates(route.model))
         asked = replace(route, excluded=excluded, spared=spared)
         decided = self._router.decide(asked, self._completion.request_id, self._begun + 1)
@@ -244,8 +250,7 @@ class Walk:
         self._trail.attempted(attempt, failure.outcome, failure.status, failure.error)
         self._last = attempt, failure
         self._tried.add(attempt.endpoint.id)
-        if failure.outcome is Outcome.RATE_LIMITED:
-            self._limited.add(attempt.endpoint.id)
+        self._patience.failed(attempt.endpoint.id, failure.outcome, failure.retry_after_s, now)
         if beside:
             return
         why = attempts.refusal_to_retry(failure.outcome, self._begun, final, self._budget, self._policy, now)

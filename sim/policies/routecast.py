@@ -8,10 +8,12 @@ id, as a caller who does not ask for affinity.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from itertools import takewhile
 
 from routing.actions import Action, Finished, Probe
 from routing.attempts import (
+    Patience,
     RequestBudget,
     first_byte_timeout_s,
     is_reroute,
@@ -33,6 +35,16 @@ from sim.policies.base import ParameterError
 MODEL = "arena"
 _PROBE_TIMEOUT_S = 5.0
 _TICK_S = 0.25
+
+
+@dataclass(slots=True)
+class _Memory:
+    """What a request that met a rate limit remembers `until` it ends, of so many attempts `heard`."""
+
+    until: float
+    patience: Patience = field(default_factory=Patience)
+    heard: int = 0
+
 
 Forecaster = Callable[[Engine, float], Forecasts | None]
 """What a forecasting policy adds: called before each tick with the engine, whose windows it may read, and the time."""
@@ -71,7 +83,7 @@ class Routecast(Policy):
         self._first = RouteRequest(MODEL)
         self._account = self.engine.budgets[MODEL]
         self._next_number = 0
-        self._waited_for: dict[int, tuple[float, frozenset[int]]] = {}
+        self._memories: dict[int, _Memory] = {}
         self._hedges_next = False
         self._hedges: set[str] = set()
         self._probing: dict[int, str] = {}
@@ -84,30 +96,41 @@ class Routecast(Policy):
 
     def decide(self, request: ArenaRequest, tried: Sequence[int], now: float, draw: float) -> Decision:
         """Return the decision on an attempt of a request that was already sent to `tried`."""
-        snapshot = self.engine.snapshot
         if not tried:
-            return decide(snapshot, self._first, now, draw)
-        _, waited_for = self._waited_for.get(request.number, (0.0, frozenset[int]()))
-        spared = spared_by_retries(snapshot.candidates(MODEL), self.engine.policy.budget, now)
-        return self._elsewhere(
-            [i for i in tried if i not in waited_for], frozenset() if waited_for else spared, now, draw
-        )
+            return decide(self.engine.snapshot, self._first, now, draw)
+        memory = self._memories.get(request.number)
+        patience = Patience() if memory is None else memory.patience
+        spared = frozenset[str]() if patience.has_waited else self._spared(now)
+        return self._elsewhere(patience.excluded(self._ids[i] for i in tried), spared, now, draw)
 
-    def _elsewhere(self, tried: Iterable[int], spared: frozenset[str], now: float, draw: float) -> Decision:
-        excluded = frozenset(self._ids[i] for i in tried)
+    def _spared(self, now: float) -> frozenset[str]:
+        return spared_by_retries(self.engine.snapshot.candidates(MODEL), self.engine.policy.budget, now)
+
+    def _elsewhere(self, excluded: frozenset[str], spared: frozenset[str], now: float, draw: float) -> Decision:
         return decide(self.engine.snapshot, replace(self._first, excluded=excluded, spared=spared), now, draw)
 
     def wait_s(self, request: ArenaRequest, made: Sequence[Attempted], now: float, draw: float) -> float | None:
         """Wait for a rate limit to end where that is all it takes and a place to wait is free."""
         self._note(request, now)
-        limited = frozenset(a.endpoint for a in made if a.outcome is Outcome.RATE_LIMITED)
         decision = self.decide(request, [a.endpoint for a in made], now, draw)
-        budget = self._budget(request)
-        pause_s = wait_s(decision, [self._ids[i] for i in limited], budget, self.engine.policy.budget, draw)
+        budget, patience = self._budget(request), self._memory_of(request).patience
+        pause_s = wait_s(decision, patience, budget, self.engine.policy.budget, draw)
         if pause_s is None or not self._account.take_place(now + pause_s, now):
             return None
-        self._waited_for[request.number] = (now + pause_s, limited)
+        patience.waited(pause_s, now + pause_s)
         return pause_s
+
+    def _memory_of(self, request: ArenaRequest) -> _Memory:
+        return self._memories.setdefault(request.number, _Memory(request.deadline))
+
+    def _hear(self, request: ArenaRequest, made: Sequence[Attempted], now: float) -> None:
+        """Remember the rate limits among the attempts that have ended since the last time: two, after a hedge."""
+        if request.number not in self._memories and all(a.outcome is not Outcome.RATE_LIMITED for a in made):
+            return
+        memory = self._memory_of(request)
+        for last in made[memory.heard :]:
+            memory.patience.failed(self._ids[last.endpoint], last.outcome, last.retry_after_s, now)
+        memory.heard = len(made)
 
     def patience_s(self, request: ArenaRequest, tried: Sequence[int], now: float) -> float:
         """Keep some of the deadline for the fallback while another endpoint is left."""
@@ -142,7 +165,8 @@ class Routecast(Policy):
         """Choose among those that are neither tried nor recovering, if the budget pays."""
         if len(tried) >= self._attempts.max_attempts or now >= self._budget(request).deadline:
             return None
-        decision = self._elsewhere(tried, recovering(self.engine.snapshot.candidates(MODEL)), now, draw)
+        spared = recovering(self.engine.snapshot.candidates(MODEL))
+        decision = self._elsewhere(frozenset(self._ids[i] for i in tried), spared, now, draw)
         if decision.chosen is None or decision.panic:
             return None
         endpoint = decision.chosen.facts.endpoint
@@ -158,14 +182,14 @@ class Routecast(Policy):
         emitted, budget = last.ttft_s is not None, self._budget(request)
         if refusal_to_retry(last.outcome, len(made), emitted, budget, self._attempts, now):
             return None
+        self._hear(request, made, now)
         return 0.0 if self.is_reroute(made, now) or self._account.take_retry(now) else None
 
     def is_reroute(self, made: Sequence[Attempted], now: float) -> bool:
         """See `routing.attempts.is_reroute`."""
-        last = made[-1].endpoint
-        spared = spared_by_retries(self.engine.snapshot.candidates(MODEL), self.engine.policy.budget, now)
-        decision = self._elsewhere((a.endpoint for a in made), spared, now, 0.0)
-        return decision.chosen is not None and is_reroute(decision, self._ids[last])
+        failed = [self._ids[attempted.endpoint] for attempted in made]
+        decision = self._elsewhere(frozenset(failed), self._spared(now), now, 0.0)
+        return decision.chosen is not None and is_reroute(decision, failed[-1])
 
     def _budget(self, request: ArenaRequest) -> RequestBudget:
         return RequestBudget(min(request.deadline, request.time + self._attempts.deadline_s), request.idempotent)
@@ -220,10 +244,16 @@ class Routecast(Policy):
     def tick(self, now: float) -> Sequence[int]:
         """Hear the forecaster, let the engine tick; return what it wants probed and is not being probed."""
         actions: list[Action] = []
-        self._waited_for = {number: waited for number, waited in self._waited_for.items() if waited[0] >= now}
+        self._forget(now)
         if self._forecaster is not None and (forecasts := self._forecaster(self.engine, now)) is not None:
             actions += self.engine.forecast(forecasts, now)
         return [self._probe(endpoint, now) for endpoint in self._wanted(actions + self.engine.tick(now))]
+
+    def _forget(self, now: float) -> None:
+        """Drop what requests remembered that have ended; the order is nearly that of their deadlines."""
+        ended = list(takewhile(lambda number: self._memories[number].until < now, self._memories))
+        for number in ended:
+            del self._memories[number]
 
     def probed(self, attempted: Attempted, now: float) -> None:
         """Tell the engine, without the probe's latency."""

@@ -213,9 +213,6 @@ async def test_l13_quotas_of_both_providers_give_clear_errors(tmp_path: Path) ->
             assert all(float(error.response.headers["retry-after"]) > 0 for error in refused)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="a request that waits for a limit asks the endpoint that refused it before its Retry-After"
-)
 async def test_l13_nobody_is_asked_before_the_time_it_named(tmp_path: Path) -> None:
     with judging(rpm="10") as first, judging(rpm="10") as second:
         async with in_session(first, second, kind="openai", directory=tmp_path) as court:

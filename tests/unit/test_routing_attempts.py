@@ -1,11 +1,15 @@
 """What one request may still do after an attempt, and how long the next one may take."""
 
+from dataclasses import replace
+
 import pytest
 
 from routing.attempts import (
+    Patience,
     RequestBudget,
     first_byte_timeout_s,
     is_reroute,
+    limit_ends_in_s,
     overloaded,
     recovering,
     refusal_to_retry,
@@ -14,6 +18,7 @@ from routing.attempts import (
 )
 from routing.health import State
 from routing.outcomes import Outcome
+from routing.pipeline import Decision
 from routing.policy import AttemptPolicy, BudgetPolicy
 from routing.snapshot import Facts
 from tests.decisions import NOW, decision, facts, snapshot
@@ -139,28 +144,81 @@ def test_an_attempt_in_despair_is_a_retry() -> None:
 
 
 RATE_LIMITS = BudgetPolicy(max_wait_s=2.0)
+PATIENT = RequestBudget(NOW + 60, idempotent=True)
+
+
+def _refused(**retry_after_s: float | None) -> Patience:
+    """A request that these endpoints refused just now."""
+    patience = Patience()
+    for name, asked_s in retry_after_s.items():
+        patience.failed(name, Outcome.RATE_LIMITED, asked_s, NOW)
+    return patience
+
+
+def _wait_s(found: Decision, patience: Patience, draw: float = 0.0) -> float | None:
+    return wait_s(found, patience, PATIENT, RATE_LIMITS, draw)
 
 
 def test_a_request_waits_for_the_first_rate_limit_to_end_and_a_random_part_of_as_long_again() -> None:
-    found = decision(_limited("a", 0, 1.0), _limited("b", 1, 1.5), facts("c", 2, state=State.DRAINING))
+    found = decision(_limited("a", 0, 0.8), _limited("b", 1, 1.5), facts("c", 2, state=State.DRAINING))
     assert found.chosen is None
-    patient = RequestBudget(NOW + 60, idempotent=True)
-    assert [wait_s(found, (), patient, RATE_LIMITS, draw) for draw in (0.0, 0.5)] == pytest.approx([1.0, 1.5])
-    late = RequestBudget(NOW + 1.2, idempotent=True)
-    assert [wait_s(found, (), late, RATE_LIMITS, draw) for draw in (0.0, 0.5)] == pytest.approx([1.0, None])
-    assert wait_s(found, (), patient, BudgetPolicy(max_wait_s=0.9), 0.0) is None
+    assert [_wait_s(found, Patience(), draw) for draw in (0.0, 0.5)] == pytest.approx([0.8, 1.2])
+    late = RequestBudget(NOW + 1.0, idempotent=True)
+    waits = [wait_s(found, Patience(), late, RATE_LIMITS, draw) for draw in (0.0, 0.5)]
+    assert waits == pytest.approx([0.8, None])
+    assert wait_s(found, Patience(), PATIENT, BudgetPolicy(max_wait_s=0.7), 0.0) is None
+    assert wait_s(found, Patience(), PATIENT, BudgetPolicy(max_wait_s=1.0), 0.5) == pytest.approx(0.9), "part of 0.2"
 
 
 def test_a_request_waits_only_where_a_rate_limit_is_all_that_is_in_the_way() -> None:
-    patient = RequestBudget(NOW + 60, idempotent=True)
     out_too = decision(facts("a", state=State.DRAINING, blocked_until=NOW + 1))
-    assert wait_s(out_too, (), patient, RATE_LIMITS, 0.0) is None
+    assert _wait_s(out_too, Patience()) is None
     tried = decision(_limited("a", 0, 1.0), tried=("a",))
-    assert wait_s(tried, (), patient, RATE_LIMITS, 0.0) is None, "it failed there, for another reason"
-    assert wait_s(tried, ("a",), patient, RATE_LIMITS, 0.0) == pytest.approx(1.0), "it was only told to come later"
+    assert _wait_s(tried, Patience()) is None, "it failed there, for another reason"
+    assert _wait_s(tried, _refused(a=0.0)) == pytest.approx(1.0), "it was only told to come later"
+    assert _wait_s(decision(facts("a", state=State.EJECTED), tried=("a",)), _refused(a=1.0)) is None
 
 
 def test_a_limit_that_is_over_at_once_still_spreads_those_who_wait() -> None:
     over = decision(_limited("a", 0, 0.0), tried=("a",))
-    waits = [wait_s(over, ("a",), RequestBudget(NOW + 60, idempotent=True), RATE_LIMITS, draw) for draw in (0.0, 0.5)]
-    assert waits == pytest.approx([0.0, 0.05])
+    assert [_wait_s(over, _refused(a=0.0), draw) for draw in (0.0, 0.5)] == pytest.approx([0.0, 0.05])
+    assert wait_s(over, _refused(a=0.0), PATIENT, BudgetPolicy(max_wait_s=0.0), 0.5) is None, "no wait at all"
+
+
+@pytest.mark.parametrize(
+    ("blocked_s", "told_s", "rest_s"), [(0.0, 1.5, 1.5), (1.9, 1.5, 1.9), (0.5, 1.5, 1.5), (0.0, 2.1, None)]
+)
+def test_l13_a_request_waits_for_what_it_was_told_whatever_others_may_do(
+    blocked_s: float, told_s: float, rest_s: float | None
+) -> None:
+    """A lone 429 pauses nobody else, so the endpoint may be open for all while this request has to stay away."""
+    found = decision(_limited("a", 0, blocked_s), tried=("a",))
+    assert _wait_s(found, _refused(a=told_s)) == (None if rest_s is None else pytest.approx(rest_s))
+
+
+def test_l13_the_earliest_of_those_that_refused_ends_the_wait_and_only_it_is_asked_again() -> None:
+    tried, patience = ("a", "b", "c"), _refused(a=6.0, b=1.0)
+    patience.failed("c", Outcome.SERVER_ERROR, 0.5, NOW)
+    found = decision(*(facts(name, order) for order, name in enumerate(tried)), tried=tried)
+    assert patience.excluded(tried) == set(tried), "nobody is asked again without a wait"
+    assert limit_ends_in_s(found, patience) == pytest.approx(1.0)
+    patience.waited(1.5, NOW + 1.5)
+    assert patience.excluded(tried) == {"a", "c"}
+    patience.failed("b", Outcome.TIMEOUT, None, NOW + 2.0)
+    assert patience.excluded(tried) == set(tried), "what was a rate limit is one no more"
+
+
+def test_a_refusal_without_a_time_is_left_in_peace_for_a_second() -> None:
+    assert limit_ends_in_s(decision(facts("a"), tried=("a",)), _refused(a=None)) == pytest.approx(1.0)
+
+
+def test_l13_all_waits_of_a_request_together_are_bounded() -> None:
+    """A limit that always ends soon, and is never over: the waits add up to `max_wait_s` at most."""
+    patience = _refused(a=0.7)
+    waits, now = [], NOW
+    while (pause_s := _wait_s(replace(decision(facts("a"), tried=("a",)), time=now), patience, 0.3)) is not None:
+        waits.append(pause_s)
+        now += pause_s
+        patience.waited(pause_s, now)
+        patience.failed("a", Outcome.RATE_LIMITED, 0.7, now)
+    assert waits == pytest.approx([0.91, 0.7 + 0.3 * (2.0 - 0.91 - 0.7)])
