@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from math import inf
 
 from routing.model import RouteRequest
-from service.config_tenants import Tenant
+from service.config_tenants import Operator, Tenant
 from service.errors import UnauthenticatedError
 from service.tenancy.keys import SALT_BYTES, KeyRing, handle_of, hash_of, is_key
 
@@ -44,23 +44,39 @@ class Callers:
         self._callers = {
             tenant.name: Caller(tenant.name, tenant.allowed_providers, tenant.max_cost_usd or inf) for tenant in tenants
         }
-        self._ring = KeyRing(
-            (_hash(key.get_secret_value()), tenant.name) for tenant in tenants for key in tenant.api_keys
-        )
+        self._ring = _ring_of(tenants)
 
     def of(self, authorization: str | None) -> Caller:
         """Return who shows this `Authorization`. Raises UnauthenticatedError."""
-        if self.are_anybody:
-            return ANYBODY
-        if not authorization:
-            message = "no API key: expected the header `Authorization: Bearer <key>`, or `authorization` as metadata"
-            raise UnauthenticatedError("API_KEY_MISSING", message)
-        key = authorization[len(_SCHEME) :].strip() if authorization[: len(_SCHEME)].lower() == _SCHEME else ""
-        tenant = self._ring.tenant_of(key)
-        if tenant is None:
-            known = f" (handle {handle_of(key)})" if is_key(key) else ""
-            raise UnauthenticatedError("INVALID_API_KEY", f"the API key{known} is not known here")
-        return self._callers[tenant]
+        return ANYBODY if self.are_anybody else self._callers[_owner(self._ring, authorization)]
+
+
+class Operators:
+    """All who may operate. Without any, whoever asks may."""
+
+    def __init__(self, operators: Sequence[Operator]) -> None:
+        self._are_anybody = not operators
+        self._ring = _ring_of(operators)
+
+    def of(self, authorization: str | None) -> str:
+        """Return the name of who shows this `authorization`, "" where anybody may. Raises UnauthenticatedError."""
+        return "" if self._are_anybody else _owner(self._ring, authorization)
+
+
+def _ring_of(owners: Sequence[Tenant] | Sequence[Operator]) -> KeyRing:
+    return KeyRing((_hash(key.get_secret_value()), owner.name) for owner in owners for key in owner.api_keys)
+
+
+def _owner(ring: KeyRing, authorization: str | None) -> str:
+    if not authorization:
+        message = "no API key: expected the header `Authorization: Bearer <key>`, or `authorization` as metadata"
+        raise UnauthenticatedError("API_KEY_MISSING", message)
+    key = authorization[len(_SCHEME) :].strip() if authorization[: len(_SCHEME)].lower() == _SCHEME else ""
+    owner = ring.tenant_of(key)
+    if owner is None:
+        known = f" (handle {handle_of(key)})" if is_key(key) else ""
+        raise UnauthenticatedError("INVALID_API_KEY", f"the API key{known} is not known here")
+    return owner
 
 
 def _hash(key_or_hash: str) -> str:

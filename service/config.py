@@ -22,7 +22,7 @@ from routing.policy import (
     Policy,
     ReflexPolicy,
 )
-from service.config_tenants import Overload, Tenant, tenant_problems
+from service.config_tenants import Operator, Overload, Tenant, tenant_problems
 from service.config_types import STRICT, Address, ModelId, Price, Seconds, Section, Slug
 from service.config_upstream import Provider, ProviderKind, Upstream
 from service.store.seal import KEY_BYTES
@@ -251,6 +251,8 @@ class Config(Section):
     """How providers are called."""
     tenants: list[Tenant] = Field(default_factory=list)
     """Who may ask; anybody who reaches the service when empty."""
+    operators: list[Operator] = Field(default_factory=list)
+    """Who may see and change health by hand; whoever reaches the gRPC port when empty."""
     overload: Overload = Overload()
     """What happens when more is asked than can be served at once."""
     sessions: Sessions = Sessions()
@@ -271,7 +273,9 @@ class Config(Section):
     @model_validator(mode="after")
     def _references_hold(self) -> Self:
         problems = self._duplicates() + self._unknown_providers() + self._unspoken()
-        problems += tenant_problems(self.tenants, self.overload, [provider.name for provider in self.providers])
+        problems += tenant_problems(
+            self.tenants, self.operators, self.overload, [provider.name for provider in self.providers]
+        )
         if self.history.buffer_rows < self.history.flush_rows:
             expected = f"expected at least flush_rows ({self.history.flush_rows})"
             problems.append((("history", "buffer_rows"), expected))

@@ -1,4 +1,6 @@
-"""The sections of the configuration about tenants, and about what happens when more is asked than can be served."""
+"""The sections of the configuration about tenants and operators, and about what happens when more is asked than can be
+served.
+"""
 
 from collections.abc import Collection, Sequence
 from typing import Annotated, Literal
@@ -54,6 +56,15 @@ class Tenant(Section):
     """Its own API keys by provider, as ${NAME} each; the provider's `api_key` serves where there is none."""
 
 
+class Operator(Section):
+    """Who may see and change health by hand (`routecast.admin.v1`). Without operators, whoever reaches the port may."""
+
+    name: Slug
+    """Unique name, used in records."""
+    api_keys: Annotated[list[ApiKey], Field(min_length=1)]
+    """Their keys, as a tenant's are given."""
+
+
 class Overload(Section):
     """What happens when more is asked than can be served at once."""
 
@@ -69,27 +80,37 @@ class Overload(Section):
     """Longest that one waits for its turn; one that would wait longer is turned away at once."""
 
 
-def tenant_problems(tenants: Sequence[Tenant], overload: Overload, providers: Collection[str]) -> list[_Problem]:
+def tenant_problems(
+    tenants: Sequence[Tenant], operators: Sequence[Operator], overload: Overload, providers: Collection[str]
+) -> list[_Problem]:
     """Return what in these sections contradicts something else, each with its path."""
-    problems: list[_Problem] = []
-    names: set[str] = set()
     handles: dict[str, str] = {}
+    problems = _owner_problems("tenants", tenants, handles) + _owner_problems("operators", operators, handles)
     expected = f"expected one of {', '.join(sorted(providers))}"
     for index, tenant in enumerate(tenants):
-        path = ("tenants", index)
-        if tenant.name in names:
-            problems.append(((*path, "name"), f"{tenant.name!r} is declared twice, expected unique names"))
-        names.add(tenant.name)
-        for number, key in enumerate(tenant.api_keys):
-            handle = handle_of(key.get_secret_value())
-            if handle in handles:
-                problems.append(((*path, "api_keys", number), f"key {handle} is {handles[handle]!r}'s already"))
-            handles[handle] = tenant.name
         for field, named in (("allowed_providers", tenant.allowed_providers), ("credentials", tenant.credentials)):
             problems += [
-                ((*path, field), f"unknown provider {name!r}, {expected}") for name in set(named) - {*providers}
+                (("tenants", index, field), f"unknown provider {name!r}, {expected}")
+                for name in set(named) - {*providers}
             ]
     if overload.most_concurrent < overload.least_concurrent:
         expected = f"expected at least least_concurrent ({overload.least_concurrent})"
         problems.append((("overload", "most_concurrent"), expected))
+    return problems
+
+
+def _owner_problems(section: str, owners: Sequence[Tenant | Operator], handles: dict[str, str]) -> list[_Problem]:
+    """Return names and keys that are declared twice; `handles` collects whose each key is."""
+    problems: list[_Problem] = []
+    names: set[str] = set()
+    for index, owner in enumerate(owners):
+        path = (section, index)
+        if owner.name in names:
+            problems.append(((*path, "name"), f"{owner.name!r} is declared twice, expected unique names"))
+        names.add(owner.name)
+        for number, key in enumerate(owner.api_keys):
+            handle = handle_of(key.get_secret_value())
+            if handle in handles:
+                problems.append(((*path, "api_keys", number), f"key {handle} is {handles[handle]!r}'s already"))
+            handles[handle] = owner.name
     return problems

@@ -15,7 +15,7 @@ from analytics.segments import SegmentWriter
 from analytics.writer import HistoryWriter
 from routing.engine import Engine
 from scoring.threshold_store import ThresholdStore
-from service.callers import Callers
+from service.callers import Callers, Operators
 from service.clock import Clock, SteadyClock
 from service.config import Config
 from service.health_board import HealthBoard
@@ -112,7 +112,7 @@ async def running(config: Config, listeners: Iterable[Listener] = ()) -> AsyncIt
         operations = Operations(router, board, prober, sink, config.replica)
         rpc = RpcServer(
             RouterService(router, serving.serving, callers, sink, base_urls, config.replica),
-            FailoverService(board, operations),
+            FailoverService(board, operations, Operators(config.operators)),
             limit,
         )
         http = HttpServer(

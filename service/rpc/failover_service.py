@@ -6,7 +6,8 @@ from typing import Any
 from google.protobuf.timestamp_pb2 import Timestamp
 from routecast.admin.v1 import failover_pb2, failover_pb2_grpc
 
-from service.errors import NotFoundError, ServiceError
+from service.callers import Operators
+from service.errors import InvalidRequestError, NotFoundError, ServiceError, Violation
 from service.health_board import EndpointHealth, HealthBoard, Overview, Status, of_provider
 from service.operations import Operations
 from service.rpc.convert import duration, outcome_to_proto, state_to_proto, timestamp
@@ -18,9 +19,22 @@ _STATUS_VALUES = {s: failover_pb2.HealthStatus.Value(f"HEALTH_STATUS_{s.name}") 
 class FailoverService(failover_pb2_grpc.FailoverServiceServicer):
     """See protos/routecast/admin/v1/failover.proto for what each method promises."""
 
-    def __init__(self, board: HealthBoard, operations: Operations) -> None:
+    def __init__(self, board: HealthBoard, operations: Operations, operators: Operators) -> None:
         self._board = board
         self._operations = operations
+        self._operators = operators
+
+    def _who(self, context: Any) -> str:
+        return self._operators.of(dict(context.invocation_metadata() or ()).get("authorization"))
+
+    def _signed(self, context: Any, named: str) -> str:
+        """Return who makes a change: the owner of the key shown, or whom the request names where keys are not asked
+        for.
+        """
+        who = self._who(context)
+        if who and named not in ("", who):
+            raise InvalidRequestError(Violation("operator", f"the key shown belongs to {who!r}: expected that name, or none"))
+        return who or named
 
     async def ListProviderHealth(  # noqa: N802  # gRPC
         self, request: failover_pb2.ListProviderHealthRequest, context: Any
@@ -28,6 +42,7 @@ class FailoverService(failover_pb2_grpc.FailoverServiceServicer):
         """Show everything as it is now."""
         overview = self._board.overview()
         try:
+            self._who(context)
             providers = _providers(overview, request.provider)
         except ServiceError as error:
             await abort(context, error)
@@ -40,6 +55,7 @@ class FailoverService(failover_pb2_grpc.FailoverServiceServicer):
         told = None
         async for overview in self._board.watch():
             try:
+                self._who(context)
                 providers = _providers(overview, request.provider)
             except ServiceError as error:
                 await abort(context, error)
@@ -53,6 +69,7 @@ class FailoverService(failover_pb2_grpc.FailoverServiceServicer):
     ) -> failover_pb2.CheckEndpointResponse:
         """Probe an endpoint now."""
         try:
+            self._who(context)
             probed = await self._operations.check(request.endpoint_id)
         except ServiceError as error:
             await abort(context, error)
@@ -68,7 +85,7 @@ class FailoverService(failover_pb2_grpc.FailoverServiceServicer):
     ) -> failover_pb2.DrainEndpointResponse:
         """Take an endpoint out."""
         try:
-            self._operations.drain(request.endpoint_id, request.operator, request.reason)
+            self._operations.drain(request.endpoint_id, self._signed(context, request.operator), request.reason)
         except ServiceError as error:
             await abort(context, error)
         return failover_pb2.DrainEndpointResponse(health=_endpoint(self._board.endpoint(request.endpoint_id)))
@@ -78,7 +95,7 @@ class FailoverService(failover_pb2_grpc.FailoverServiceServicer):
     ) -> failover_pb2.RestoreEndpointResponse:
         """Let a drained endpoint come back."""
         try:
-            self._operations.restore(request.endpoint_id, request.operator, request.reason)
+            self._operations.restore(request.endpoint_id, self._signed(context, request.operator), request.reason)
         except ServiceError as error:
             await abort(context, error)
         return failover_pb2.RestoreEndpointResponse(health=_endpoint(self._board.endpoint(request.endpoint_id)))
@@ -88,7 +105,9 @@ class FailoverService(failover_pb2_grpc.FailoverServiceServicer):
     ) -> failover_pb2.SwitchModelResponse:
         """Send a model's traffic to one endpoint."""
         try:
-            self._operations.switch(request.model, request.endpoint_id, request.operator, request.reason)
+            self._operations.switch(
+                request.model, request.endpoint_id, self._signed(context, request.operator), request.reason
+            )
         except ServiceError as error:
             await abort(context, error)
         return failover_pb2.SwitchModelResponse(endpoint_id=request.endpoint_id)

@@ -16,6 +16,7 @@ from routecast.admin.v1 import failover_pb2, failover_pb2_grpc
 from routecast.v1 import routing_pb2
 
 from service.cli import main
+from service.tenancy.keys import KEY_BYTES, SALT_BYTES, hash_of, new_key
 from sim.faults import FaultKind
 from sim.provider_server import Fault, ProviderFleet
 from tests.service_under_test import DEADLINE_S, EMBED, GPT4, QUICK_RETURN, Service, details, in_process, tried, until
@@ -198,3 +199,31 @@ async def test_f21_the_shell_does_the_same(quick: Service, capsys: pytest.Captur
     assert f"{CIRRUS}: ok after" in await routecast("check", CIRRUS)
     assert "NOT_FOUND" in await routecast("check", "nothing")
     assert '"endpoint_id"' in await routecast("providers", "--provider", "aurora", "--json")
+
+
+async def test_f21_where_operators_are_named_a_change_bears_the_name_of_the_keys_owner(
+    providers: ProviderFleet, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = new_key(bytes(range(KEY_BYTES)))
+    operators = [{"name": "ada", "api_keys": [hash_of(key, bytes(SALT_BYTES))]}]
+    async with in_process(providers, tmp_path, operators=operators) as service:
+        request = failover_pb2.DrainEndpointRequest(endpoint_id=AURORA, reason="test")
+        admin, shown = _admin(service), (("authorization", f"Bearer {key}"),)
+        for method, asked in (
+            ("ListProviderHealth", failover_pb2.ListProviderHealthRequest()),
+            ("CheckEndpoint", failover_pb2.CheckEndpointRequest(endpoint_id=AURORA)),
+            ("DrainEndpoint", request),
+        ):
+            with pytest.raises(grpc.aio.AioRpcError) as refused:
+                await getattr(admin, method)(asked, timeout=DEADLINE_S)
+            assert refused.value.code() is grpc.StatusCode.UNAUTHENTICATED
+        await admin.DrainEndpoint(request, metadata=shown, timeout=DEADLINE_S)
+        request.operator = "eve"
+        with pytest.raises(grpc.aio.AioRpcError, match="the key shown belongs to"):
+            await admin.DrainEndpoint(request, metadata=shown, timeout=DEADLINE_S)
+        monkeypatch.setenv("ROUTECAST_OPERATOR_KEY", key)
+        address = f"127.0.0.1:{service.ports.grpc}"
+        await asyncio.to_thread(main, ["restore", AURORA, "--reason", "test", "--address", address])
+        assert f"{AURORA}: probing" in capsys.readouterr().out
+        rows = await service.history("SELECT operation, operator FROM operations ORDER BY time")
+    assert rows == [("drain", "ada"), ("restore", "ada")]
