@@ -29,13 +29,16 @@ class RegionPolicy(StrEnum):
 
 
 class Objective(Enum):
-    """What a request wants most. ORDERED keeps the configured order; the others rank by their scorers."""
+    """What a request wants most. ORDERED keeps the configured order, LEAST_LOADED spreads by what is in flight; the
+    others rank by their scorers.
+    """
 
     ORDERED = "ordered"
     RELIABLE = "reliable"
     FASTEST = "fastest"
     CHEAPEST = "cheapest"
     BALANCED = "balanced"
+    LEAST_LOADED = "least_loaded"
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +110,9 @@ class RouteRequest:
     unknown). `excluded` holds the endpoints already tried for this request; `affine_endpoint` is the one that served
     the session last. `region` with `region_policy` says where the request wants to be served. `allowed_providers`
     (empty: all) and `budget_usd`, the most that one attempt may cost, are what the tenant's policy allows. `spared` are
-    overloaded endpoints that a retry leaves in peace. Raises RequestError for a region policy without a region.
+    overloaded endpoints that a retry leaves in peace. With CHEAPEST, endpoints whose usual latency is above `slo_s`
+    serve only what the others cannot. Raises RequestError for a region policy without a region, and for values out of
+    range.
     """
 
     model: str
@@ -124,10 +129,13 @@ class RouteRequest:
     allowed_providers: frozenset[str] = frozenset()
     max_output_tokens: int = 0
     budget_usd: float = inf
+    slo_s: float = inf
     spared: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         if self.region_policy is not RegionPolicy.ANYWHERE and not self.region:
             raise RequestError("region", "", f"the region that policy {self.region_policy.value!r} is about")
+        if not self.slo_s > 0:
+            raise RequestError("slo_s", self.slo_s, "seconds above 0")
         if not self.budget_usd >= 0:
             raise RequestError("budget_usd", self.budget_usd, "dollars of 0 or more")

@@ -62,12 +62,46 @@ class WeightedPicker:
         return [share + left * weight / total for share, weight in zip(shares, weights, strict=True)]
 
 
+class PowerOfTwoPicker:
+    """Of two candidates drawn at random, the one with fewer requests in flight (M. Mitzenmacher, "The power of two
+    choices in randomized load balancing", 2001).
+
+    Always taking the least loaded would send everybody there until the next snapshot; two choices forgive loads that
+    are a quarter of a second old. The chance of each candidate is known in advance, so it is given as a share. What a
+    preferred candidate's admission allows goes there first; what nobody's admission claims goes to the most admissible,
+    the least loaded among equals.
+    """
+
+    def shares(self, ranked: Sequence[Candidate], objective: Objective, favoured: int) -> list[float]:  # noqa: ARG002  # the protocol's signature
+        """See Picker."""
+        shares, left = [0.0] * len(ranked), 1.0
+        for i in range(favoured):
+            shares[i] = left * ranked[i].facts.admission
+            left -= shares[i]
+        loads = [candidate.facts.in_flight for candidate in ranked]
+        claimed = [chance * candidate.facts.admission for chance, candidate in zip(_wins(loads), ranked, strict=True)]
+        shares = [share + left * claim for share, claim in zip(shares, claimed, strict=True)]
+        most = max(range(len(ranked)), key=lambda i: (ranked[i].facts.admission, -loads[i], -i))
+        shares[most] += left * (1.0 - sum(claimed))
+        return shares
+
+
+def _wins(loads: Sequence[int]) -> list[float]:
+    """Return each candidate's chance to be the less loaded of two drawn without replacement; ties are even."""
+    n = len(loads)
+    if n == 1:
+        return [1.0]
+    beaten = [sum(1.0 if own < other else 0.5 for other in loads if own <= other) - 0.5 for own in loads]
+    return [2.0 * pairs / (n * (n - 1)) for pairs in beaten]
+
+
 PICKER_OF: dict[Objective, Picker] = {
     Objective.ORDERED: OrderedPicker(),
     Objective.RELIABLE: OrderedPicker(),
     Objective.FASTEST: OrderedPicker(),
     Objective.CHEAPEST: OrderedPicker(),
     Objective.BALANCED: WeightedPicker(),
+    Objective.LEAST_LOADED: PowerOfTwoPicker(),
 }
 
 

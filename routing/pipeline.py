@@ -122,11 +122,13 @@ def _wish(
     """Return what orders candidates before their rank does: tier, preference, and, away from a preferred region, the
     latency.
 
-    Tier 0 serves while its admissions last, tier 1, away from the region that the request prefers, what they leave
-    over, and tier 2, where the request has failed already, what is left then.
+    Tier 0 serves while its admissions last. What they leave over goes to tier 1, away from the region that the request
+    prefers, then to tier 2, too slow for its objective, then to tier 3, where the request has failed already.
     """
     preference, facts = _preference(candidate, request, pinned), candidate.facts
     if _place(candidate) in shunned:
+        return 3, preference, 0.0
+    if request.objective is Objective.CHEAPEST and facts.latency_s is not None and facts.latency_s > request.slo_s:
         return 2, preference, 0.0
     is_home = request.region_policy is not RegionPolicy.PREFER or facts.endpoint.region == request.region
     if is_home or preference < _NO_PREFERENCE:
@@ -221,6 +223,7 @@ def _plan_of(snapshot: Snapshot, request: RouteRequest, now: float) -> Plan:
         request.region,
         request.region_policy,
         request.allowed_providers,
+        request.slo_s,
         (request.max_output_tokens, request.budget_usd) if request.budget_usd < inf else None,
         request.tenant if request.model in snapshot.barring else "",
     )

@@ -99,6 +99,7 @@ WEIGHTS: Mapping[Objective, Mapping[str, float]] = {
     Objective.FASTEST: {"latency": 3.0, "steadiness": 1.0, "reliability": 1.0, "forecast": 1.0},
     Objective.CHEAPEST: {"price": 1.0},
     Objective.BALANCED: {"reliability": 1.0, "forecast": 1.0, "latency": 1.0, "price": 1.0, "load": 1.0},
+    Objective.LEAST_LOADED: {"load": 1.0},
 }
 
 

@@ -1,9 +1,10 @@
 """The OpenAI-compatible routes. Bodies pass through; only what routing needs is read.
 
 Routing wishes come as headers, so that any OpenAI client can send them: `x-routecast-objective`, `-provider`,
-`-agent`, `-session`, `-truncation`, `-idempotent`, `-continue`, `-region`, `-region-policy`, `-max-cost-usd`. What
-became of the request goes back the same way: `x-routecast-endpoint`, `-provider`, `-attempts`, `-decision`,
-`-cost-usd`, and where it was so `-dropped-messages` and `-replayed`; a comment in a stream says where it was continued.
+`-agent`, `-session`, `-truncation`, `-idempotent`, `-continue`, `-region`, `-region-policy`, `-max-cost-usd`,
+`-latency-objective-s`. What became of the request goes back the same way: `x-routecast-endpoint`, `-provider`,
+`-attempts`, `-decision`, `-cost-usd`, and where it was so `-dropped-messages` and `-replayed`; a comment in a stream
+says where it was continued.
 """
 
 from collections.abc import Mapping
@@ -34,7 +35,7 @@ _OBJECTIVES = {objective.value: objective for objective in Objective}
 _EVENT_STREAM = {"content-type": "text/event-stream", "cache-control": "no-cache"}
 _REGION_POLICIES = {policy.value: policy for policy in RegionPolicy}
 # The core's name for a field, where the header has another.
-_HEADER_OF = {"budget_usd": "max-cost-usd"}
+_HEADER_OF = {"budget_usd": "max-cost-usd", "slo_s": "latency-objective-s"}
 _TRUNCATIONS = {"": None} | {truncation.value: truncation for truncation in Truncation}
 _BOOLEANS = {"true": True, "false": False}
 _Value = TypeVar("_Value")
@@ -160,7 +161,8 @@ def _route(request: web.Request, model: str) -> RouteRequest:
             preferred_provider=headers.get(f"{_PREFIX}provider", ""),
             region=headers.get(f"{_PREFIX}region", ""),
             region_policy=_one_of(request, "region-policy", _REGION_POLICIES, default=RegionPolicy.ANYWHERE.value),
-            budget_usd=_dollars(headers.get(f"{_PREFIX}max-cost-usd", "inf")),
+            budget_usd=_number(request, "max-cost-usd", "dollars"),
+            slo_s=_number(request, "latency-objective-s", "seconds"),
         )
     except RequestError as error:
         header = _HEADER_OF.get(error.field, error.field)
@@ -174,11 +176,12 @@ def _idempotency_key(request: web.Request) -> str:
     return key or ""
 
 
-def _dollars(text: str) -> float:
+def _number(request: web.Request, name: str, unit: str) -> float:
+    text = request.headers.get(f"{_PREFIX}{name}", "inf")
     try:
         return float(text)
     except ValueError:
-        raise InvalidRequestError(Violation(f"{_PREFIX}max-cost-usd", f"{text!r}: expected dollars")) from None
+        raise InvalidRequestError(Violation(f"{_PREFIX}{name}", f"{text!r}: expected {unit}")) from None
 
 
 def _one_of(request: web.Request, name: str, values: Mapping[str, _Value], *, default: str) -> _Value:

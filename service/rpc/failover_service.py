@@ -33,7 +33,9 @@ class FailoverService(failover_pb2_grpc.FailoverServiceServicer):
         """
         who = self._who(context)
         if who and named not in ("", who):
-            raise InvalidRequestError(Violation("operator", f"the key shown belongs to {who!r}: expected that name, or none"))
+            raise InvalidRequestError(
+                Violation("operator", f"the key shown belongs to {who!r}: expected that name, or none")
+            )
         return who or named
 
     async def ListProviderHealth(  # noqa: N802  # gRPC

@@ -32,7 +32,7 @@ _ROLES = {
 }
 _MODELLED = ("model", "messages", "stream", "temperature", "max_tokens")
 # The core's name for a field, where the proto has another.
-_FIELD_OF = {"budget_usd": "max_cost_usd"}
+_FIELD_OF = {"budget_usd": "max_cost_usd", "slo_s": "latency_objective"}
 
 
 def seconds(value: Duration, field: str) -> float:
@@ -93,6 +93,9 @@ def _route(model: str, options: routing_pb2.RoutingOptions) -> RouteRequest:
             region=options.region,
             region_policy=_region_policy(options.region_policy),
             budget_usd=options.max_cost_usd if options.HasField("max_cost_usd") else inf,
+            slo_s=seconds(options.latency_objective, "routing.latency_objective")
+            if options.HasField("latency_objective")
+            else inf,
         )
     except RequestError as error:
         raise InvalidRequestError(

@@ -1,13 +1,17 @@
 """Shares sum to one and follow admissions; one draw makes one choice."""
 
 import random
+from collections import Counter
+from dataclasses import replace
 from itertools import accumulate
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from routing.health import State
 from routing.model import Objective
-from routing.pickers import PICKER_OF, OrderedPicker, WeightedPicker, pick
+from routing.pickers import PICKER_OF, OrderedPicker, PowerOfTwoPicker, WeightedPicker, pick
 from routing.scorers import SCORERS
 from routing.snapshot import Candidate, Facts
 from tests.routing_world import endpoint
@@ -95,3 +99,44 @@ def test_draws_reproduce_the_shares() -> None:
     cumulative = list(accumulate(shares))
     drawn = [pick(cumulative, rng.random()) for _ in range(20_000)]
     assert [drawn.count(i) / len(drawn) for i in range(3)] == pytest.approx(shares, abs=0.01)
+
+
+def _loaded(*facts: tuple[int, float]) -> list[Candidate]:
+    return [
+        replace(candidate, facts=replace(candidate.facts, in_flight=load))
+        for candidate, (load, _) in zip(_candidates(*(admission for _, admission in facts)), facts, strict=True)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("facts", "shares"),
+    [
+        ([(3, 1.0)], [1.0]),
+        ([(1, 1.0), (5, 1.0)], [1.0, 0.0]),
+        ([(2, 1.0), (2, 1.0)], [0.5, 0.5]),
+        ([(0, 1.0), (1, 1.0), (2, 1.0)], [2 / 3, 1 / 3, 0.0]),
+        ([(1, 0.1), (5, 1.0)], [0.1, 0.9]),
+        ([(0, 0.0), (9, 0.0)], [1.0, 0.0]),
+    ],
+)
+def test_the_less_loaded_of_two_serves_as_far_as_it_is_admitted(
+    facts: list[tuple[int, float]], shares: list[float]
+) -> None:
+    assert PowerOfTwoPicker().shares(_loaded(*facts), Objective.LEAST_LOADED, 0) == pytest.approx(shares)
+
+
+@given(st.lists(st.tuples(st.integers(0, 20), st.floats(0, 1)), min_size=1, max_size=6), st.data())
+def test_power_of_two_shares_are_fractions_that_sum_to_one(facts: list[tuple[int, float]], data: st.DataObject) -> None:
+    favoured = data.draw(st.integers(0, len(facts)))
+    shares = PowerOfTwoPicker().shares(_loaded(*facts), Objective.LEAST_LOADED, favoured)
+    assert all(-1e-12 <= share <= 1 + 1e-12 for share in shares)
+    assert sum(shares) == pytest.approx(1.0)
+
+
+def test_the_shares_are_what_drawing_two_at_random_comes_to() -> None:
+    loads, rng, wins = [4, 1, 1, 7], random.Random(3), Counter[int]()
+    for _ in range(20_000):
+        first, second = rng.sample(range(4), 2)
+        wins[min((first, second), key=lambda i: (loads[i], rng.random()))] += 1
+    shares = PowerOfTwoPicker().shares(_loaded(*((load, 1.0) for load in loads)), Objective.LEAST_LOADED, 0)
+    assert [wins[i] / 20_000 for i in range(4)] == pytest.approx(shares, abs=0.02)

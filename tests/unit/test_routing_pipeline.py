@@ -370,3 +370,18 @@ def test_f13_a_request_that_failed_twice_in_one_region_goes_elsewhere_next(objec
     assert _shares(decide(snapshot, twice, NOW, 0.0)) == {"us-1": 1.0, "eu-3": 0.0}
     thrice = replace(once, excluded=frozenset({"eu-1", "eu-2", "us-1"}))
     assert _chosen(decide(snapshot, thrice, NOW, 0.0)) == "eu-3", "it is not forbidden, it is the last resort"
+
+
+def test_c06_the_cheapest_within_the_latency_objective_serves() -> None:
+    def priced(name: str, order: int, usd: float, latency_s: float | None) -> Facts:
+        return _facts(name, order, endpoint=endpoint(name, order, input_usd_per_mtok=usd), latency_s=latency_s)
+
+    snapshot = _snapshot(priced("slow", 0, 1.0, 2.0), priced("fair", 1, 2.0, 0.4), priced("new", 2, 3.0, None))
+    request = RouteRequest(MODEL, objective=Objective.CHEAPEST)
+    assert _chosen(decide(snapshot, request, NOW, 0.0)) == "slow"
+    within = decide(snapshot, replace(request, slo_s=0.5), NOW, 0.0)
+    assert [c.candidate.facts.endpoint.id for c in within.considered] == ["fair", "new", "slow"]
+    assert _chosen(decide(snapshot, replace(request, slo_s=0.1, excluded=frozenset({"new"})), NOW, 0.0)) == "slow"
+    assert _chosen(decide(snapshot, replace(request, objective=Objective.ORDERED, slo_s=0.1), NOW, 0.0)) == "slow"
+    with pytest.raises(RequestError, match="slo_s = 0"):
+        RouteRequest(MODEL, slo_s=0)

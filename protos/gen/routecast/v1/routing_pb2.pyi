@@ -34,6 +34,8 @@ class _ObjectiveEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Objective.V
     OBJECTIVE_FASTEST: _Objective.ValueType  # 3
     OBJECTIVE_CHEAPEST: _Objective.ValueType  # 4
     OBJECTIVE_BALANCED: _Objective.ValueType  # 5
+    OBJECTIVE_LEAST_LOADED: _Objective.ValueType  # 6
+    """Of two endpoints at random, the one with fewer requests in flight."""
 
 class Objective(_Objective, metaclass=_ObjectiveEnumTypeWrapper):
     """What a request wants most."""
@@ -45,6 +47,8 @@ OBJECTIVE_RELIABLE: Objective.ValueType  # 2
 OBJECTIVE_FASTEST: Objective.ValueType  # 3
 OBJECTIVE_CHEAPEST: Objective.ValueType  # 4
 OBJECTIVE_BALANCED: Objective.ValueType  # 5
+OBJECTIVE_LEAST_LOADED: Objective.ValueType  # 6
+"""Of two endpoints at random, the one with fewer requests in flight."""
 Global___Objective: _TypeAlias = Objective  # noqa: Y015
 
 class _Capability:
@@ -223,6 +227,7 @@ class RoutingOptions(_message.Message):
     MAX_COST_USD_FIELD_NUMBER: _builtins.int
     TRUNCATION_FIELD_NUMBER: _builtins.int
     CONTINUE_STREAM_FIELD_NUMBER: _builtins.int
+    LATENCY_OBJECTIVE_FIELD_NUMBER: _builtins.int
     objective: Global___Objective.ValueType
     preferred_provider: _builtins.str
     """Tried first while it is healthy."""
@@ -246,6 +251,10 @@ class RoutingOptions(_message.Message):
     """A stream of plain text that breaks in the middle goes on from another endpoint, which gets the conversation and what
     has been said. Ignored for requests with tools, several choices, a response format or log probabilities.
     """
+    @_builtins.property
+    def latency_objective(self) -> _duration_pb2.Duration:
+        """With OBJECTIVE_CHEAPEST: endpoints that usually take longer to their first token serve only what the others cannot."""
+
     def __init__(
         self,
         *,
@@ -259,10 +268,11 @@ class RoutingOptions(_message.Message):
         max_cost_usd: _builtins.float | None = ...,
         truncation: Global___Truncation.ValueType = ...,
         continue_stream: _builtins.bool = ...,
+        latency_objective: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_idempotent", b"_idempotent", "_max_cost_usd", b"_max_cost_usd", "idempotent", b"idempotent", "max_cost_usd", b"max_cost_usd"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_idempotent", b"_idempotent", "_max_cost_usd", b"_max_cost_usd", "idempotent", b"idempotent", "latency_objective", b"latency_objective", "max_cost_usd", b"max_cost_usd"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_idempotent", b"_idempotent", "_max_cost_usd", b"_max_cost_usd", "agent", b"agent", "continue_stream", b"continue_stream", "idempotent", b"idempotent", "max_cost_usd", b"max_cost_usd", "objective", b"objective", "preferred_provider", b"preferred_provider", "region", b"region", "region_policy", b"region_policy", "session_id", b"session_id", "truncation", b"truncation"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_idempotent", b"_idempotent", "_max_cost_usd", b"_max_cost_usd", "agent", b"agent", "continue_stream", b"continue_stream", "idempotent", b"idempotent", "latency_objective", b"latency_objective", "max_cost_usd", b"max_cost_usd", "objective", b"objective", "preferred_provider", b"preferred_provider", "region", b"region", "region_policy", b"region_policy", "session_id", b"session_id", "truncation", b"truncation"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__idempotent: _TypeAlias = _typing.Literal["idempotent"]  # noqa: Y015
     _WhichOneofArgType__idempotent: _TypeAlias = _typing.Literal["_idempotent", b"_idempotent"]  # noqa: Y015
