@@ -92,7 +92,8 @@ test("a cancelled stream ends at once", served, async () => {
 });
 
 test("when nobody serves, UNAVAILABLE with details", { skip: SERVED_BY ? "served" : false }, async () => {
-  for (const attempt of [call("Complete", { chat }), collect({ chat })]) {
+  // Made one after the other: a refusal that nobody awaits yet would end the process.
+  for (const attempt of [() => call("Complete", { chat }), () => collect({ chat })]) {
     await assert.rejects(attempt, (error) => {
       assert.equal(error.code, grpc.status.UNAVAILABLE);
       assert.ok(error.metadata.get("grpc-status-details-bin")[0].includes("google.rpc.RetryInfo"));
