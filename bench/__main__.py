@@ -47,7 +47,7 @@ def _table(name: str, figures: list[Figure]) -> Table:
         table.add_column(column, justify="left" if column in ("what", "against") else "right")
     for figure in figures:
         ratio = "" if figure.ratio is None else f"{figure.ratio:.2f}"
-        table.add_row(figure.what, f"{figure.cpu_us:.2f}", ratio, figure.against)
+        table.add_row(figure.what, f"{figure.us:.2f}", ratio, figure.against)
     return table
 
 

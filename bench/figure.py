@@ -13,10 +13,12 @@ _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """CPU µs of one operation, and its ratio to another measured in the same run (None for the reference itself)."""
+    """µs of one operation (CPU, unless `what` says elapsed), and its ratio to another measured in the same run (None
+    for the reference itself).
+    """
 
     what: str
-    cpu_us: float
+    us: float
     ratio: float | None = None
     against: str = ""
 

@@ -160,7 +160,8 @@ def read(folder: Path, machine: str, half: str) -> _Floats:
     names = ", ".join(f"m{i:02d}" for i in range(_METRICS))
     path = folder / f"{machine}_{half}.parquet"
     with duckdb.connect() as connection:
-        columns = connection.execute(f"SELECT {names} FROM read_parquet(?)", [str(path)]).fetchnumpy()  # noqa: S608
+        query = f"SELECT {names} FROM read_parquet(?)"  # noqa: S608 - names of our own making
+        columns = connection.execute(query, [str(path)]).fetchnumpy()
     return np.stack([np.asarray(columns[f"m{i:02d}"], dtype=np.float64) for i in range(_METRICS)], axis=1)
 
 

@@ -42,6 +42,13 @@ class Completion:
     may_hedge: bool = False
     continues: bool = False
 
+    @property
+    def method(self) -> str:
+        """What was asked for, as the records name it."""
+        if self.stream:
+            return "stream"
+        return "embed" if self.operation is Operation.EMBEDDINGS else "complete"
+
 
 @dataclass(frozen=True, slots=True)
 class Report:

@@ -9,12 +9,11 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from service.wire import encode_array, most_output_tokens
+from service.wire import CHARACTERS_PER_TOKEN, encode_array, most_output_tokens
 
 _PLAIN_ONLY_WITHOUT = ("tools", "functions", "response_format", "logprobs", "top_logprobs", "modalities", "audio")
 _ABSENT = (b"null", b"false", b"[]")
 _LIMITS = ("max_completion_tokens", "max_tokens")
-_CHARACTERS_PER_TOKEN = 4
 _REQUEST = (
     "Your last message broke off, through no fault of yours. Continue it exactly where it stopped, within the word if "
     "need be. Repeat nothing, announce nothing, and do not mention the interruption."
@@ -48,6 +47,6 @@ def continued_fields(
     has come.
     """
     allowed = most_output_tokens(fields)
-    left = msgspec.Raw(msgspec.json.encode(max(1, allowed - len(text) // _CHARACTERS_PER_TOKEN)))
+    left = msgspec.Raw(msgspec.json.encode(max(1, allowed - len(text) // CHARACTERS_PER_TOKEN)))
     limits = {name: left for name in _LIMITS if name in fields} if allowed else {}
     return {**fields, **limits, "messages": encode_array(messages)}

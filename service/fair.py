@@ -21,9 +21,8 @@ from service.serving import Event, Serving
 from service.tenancy.fair_queue import Ticket
 from service.tenancy.gate import Gate, Shed, Why
 from service.unserved import unserved_record
-from service.wire import most_output_tokens
+from service.wire import CHARACTERS_PER_TOKEN, most_output_tokens
 
-_CHARACTERS_PER_TOKEN = 4
 _TOLD = {
     Why.FULL: "as many requests wait as may",
     Why.TOO_LATE: "it would wait longer than it may",
@@ -172,7 +171,7 @@ def _cost(completion: Completion) -> float:
     fields = completion.fields
     said = fields.get("messages", fields.get("input"))
     size_bytes = memoryview(said).nbytes if said is not None else 0
-    return 1.0 + size_bytes / _CHARACTERS_PER_TOKEN + most_output_tokens(fields)
+    return 1.0 + size_bytes / CHARACTERS_PER_TOKEN + most_output_tokens(fields)
 
 
 def _refusal(why: Why, retry_after_s: float) -> ServiceError:

@@ -5,7 +5,7 @@ listener. Watchers are woken at every change of state and look at most once a se
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from math import inf
@@ -63,7 +63,7 @@ class EndpointHealth:
 class Overview:
     """Everything at one moment: endpoints by provider, and the failure domains that are down."""
 
-    providers: dict[str, tuple[EndpointHealth, ...]]
+    providers: Mapping[str, Sequence[EndpointHealth]]
     outages: tuple[Outage, ...]
 
     def status_of(self, provider: str) -> Status:
@@ -110,11 +110,10 @@ class HealthBoard:
     def overview(self) -> Overview:
         """Return everything as it is now."""
         snapshot = self._engine.snapshot
-        providers: dict[str, tuple[EndpointHealth, ...]] = {}
+        providers: dict[str, list[EndpointHealth]] = {}
         for model in sorted(snapshot.rankings):
             for candidate in snapshot.candidates(model):
-                provider = candidate.facts.endpoint.provider
-                providers[provider] = (*providers.get(provider, ()), self._health_of(candidate))
+                providers.setdefault(candidate.facts.endpoint.provider, []).append(self._health_of(candidate))
         return Overview(dict(sorted(providers.items())), self._engine.outages)
 
     def endpoint(self, endpoint_id: str) -> EndpointHealth:
@@ -167,8 +166,3 @@ class HealthBoard:
     def _wake(self) -> None:
         for watcher in self._watchers:
             watcher.set()
-
-
-def of_provider(overview: Overview, provider: str) -> Iterable[tuple[str, tuple[EndpointHealth, ...]]]:
-    """Return the providers asked for: the named one, or all when "" is asked for."""
-    return [(name, endpoints) for name, endpoints in overview.providers.items() if provider in ("", name)]

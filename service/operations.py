@@ -30,28 +30,28 @@ class Operations:
 
     def drain(self, endpoint_id: str, operator: str, reason: str) -> None:
         """Take an endpoint out; requests in flight finish there. Raises ServiceError."""
-        note = _note(operator, reason)
+        note = _signed(operator, reason)
         endpoint = self._endpoint(endpoint_id)
         self._router.drain(endpoint.id, note)
-        self._note("drain", endpoint.model, endpoint.id, operator, reason)
+        self._recorded("drain", endpoint.model, endpoint.id, operator, reason)
 
     def restore(self, endpoint_id: str, operator: str, reason: str) -> None:
         """Let a drained endpoint earn its traffic back. Raises ServiceError."""
-        note = _note(operator, reason)
+        note = _signed(operator, reason)
         endpoint = self._endpoint(endpoint_id)
         self._router.restore(endpoint.id, note)
-        self._note("restore", endpoint.model, endpoint.id, operator, reason)
+        self._recorded("restore", endpoint.model, endpoint.id, operator, reason)
 
     def switch(self, model: str, endpoint_id: str, operator: str, reason: str) -> None:
         """Send a model's traffic to one endpoint; "" ends that. Raises ServiceError."""
-        _note(operator, reason)
+        _signed(operator, reason)
         try:
             self._router.switch(model, endpoint_id)
         except UnknownModelError as error:
             raise NotFoundError("UNKNOWN_MODEL", str(error), error.known) from error
         except CatalogueError as error:
             raise InvalidRequestError(Violation("endpoint_id", str(error))) from error
-        self._note("switch" if endpoint_id else "release", model, endpoint_id, operator, reason)
+        self._recorded("switch" if endpoint_id else "release", model, endpoint_id, operator, reason)
 
     async def check(self, endpoint_id: str) -> Probed:
         """Probe an endpoint now and return how that ended. Raises ServiceError for an unknown one."""
@@ -65,7 +65,7 @@ class Operations:
         except UnknownEndpointError as error:
             raise NotFoundError("UNKNOWN_ENDPOINT", str(error)) from error
 
-    def _note(self, operation: str, model: str, endpoint_id: str, operator: str, reason: str) -> None:
+    def _recorded(self, operation: str, model: str, endpoint_id: str, operator: str, reason: str) -> None:
         self._record(
             OperationRecord(
                 replica=self._replica,
@@ -79,7 +79,7 @@ class Operations:
         )
 
 
-def _note(operator: str, reason: str) -> str:
+def _signed(operator: str, reason: str) -> str:
     missing = [name for name, value in (("operator", operator), ("reason", reason)) if not value.strip()]
     if missing:
         raise InvalidRequestError(

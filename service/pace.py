@@ -4,7 +4,7 @@ Nobody says how many tokens an event holds: it is one, and one more for every fo
 shortest event of the stream.
 """
 
-_CHARACTERS_PER_TOKEN = 4
+from service.wire import CHARACTERS_PER_TOKEN
 
 
 class Pace:
@@ -31,7 +31,7 @@ class Pace:
         """
         if not self._shortest or characters < self._shortest:
             self._shortest = characters
-        self._tokens += 1 + (characters - self._shortest) / _CHARACTERS_PER_TOKEN
+        self._tokens += 1 + (characters - self._shortest) / CHARACTERS_PER_TOKEN
         spent_s = now - self._since
         if spent_s < self._span_s:
             return None

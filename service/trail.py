@@ -11,11 +11,8 @@ from routing.outcomes import Outcome
 from service.completion import Completion, has_failed_over
 from service.errors import AttemptReport
 from service.history import AttemptSink, attempt_record, cost_usd
-from service.providers.base import Operation
 from service.providers.transport import Timeouts
 from service.router import Decided
-
-_METHODS = {Operation.EMBEDDINGS: "embed"}
 
 
 @dataclass(slots=True)
@@ -127,7 +124,7 @@ class Trail:
                 time=now,
                 request_id=completion.request_id,
                 edge=completion.edge,
-                method="stream" if completion.stream else _METHODS.get(completion.operation, "complete"),
+                method=completion.method,
                 model=completion.route.model,
                 agent=completion.route.agent,
                 tenant=completion.route.tenant,

@@ -2,9 +2,6 @@
 
 from analytics.records import RequestRecord
 from service.completion import Completion
-from service.providers.base import Operation
-
-_METHODS = {Operation.EMBEDDINGS: "embed"}
 
 
 def unserved_record(completion: Completion, replica: str, status: str, started: float, now: float) -> RequestRecord:
@@ -14,7 +11,7 @@ def unserved_record(completion: Completion, replica: str, status: str, started: 
         time=now,
         request_id=completion.request_id,
         edge=completion.edge,
-        method="stream" if completion.stream else _METHODS.get(completion.operation, "complete"),
+        method=completion.method,
         model=completion.route.model,
         agent=completion.route.agent,
         tenant=completion.route.tenant,

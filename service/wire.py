@@ -13,7 +13,7 @@ RawFields = Mapping[str, msgspec.Raw]
 
 _BODY = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _LIST = msgspec.json.Decoder(list[msgspec.Raw])
-_CHARACTERS_PER_TOKEN = 4
+CHARACTERS_PER_TOKEN = 4
 _MAX_DEPTH = 128
 _MAX_PARTS = 200_000  # arrays, objects, and texts with brackets in them
 _NO_PART_OF_STRUCTURE = bytes(byte for byte in range(256) if byte not in b'[]{}"\\/bfnrtu')  # what escapes end in, too
@@ -146,7 +146,8 @@ def estimated_tokens(parts: Iterable[msgspec.Raw]) -> int:
     """Estimate the input tokens from the size of the JSON: a rule of thumb of four characters a token, images left
     out.
     """
-    return sum(len(bytes(part)) for part in parts if b'"image_url"' not in bytes(part)) // _CHARACTERS_PER_TOKEN
+    texts = map(bytes, parts)
+    return sum(len(text) for text in texts if b'"image_url"' not in text) // CHARACTERS_PER_TOKEN
 
 
 def most_output_tokens(fields: Mapping[str, msgspec.Raw]) -> int:

@@ -11,7 +11,7 @@ import msgspec
 
 from service.providers.base import Chunk
 from service.providers.quality import check_end
-from service.providers.reader import Malformed, Reported
+from service.providers.reader import Malformed, Reported, Tokens
 from service.providers.sse import SseEvent
 
 _FINISH: Mapping[str, str] = {
@@ -28,7 +28,6 @@ _RATE_LIMITS = "anthropic-ratelimit-"
 _LIMITS = ("limit", "remaining", "reset")
 _KEPT = ("x-request-id", "retry-after", "x-should-retry")
 _EMPTY = msgspec.Raw(b"{}")
-Tokens = tuple[int | None, int | None]
 
 
 class _Usage(msgspec.Struct):

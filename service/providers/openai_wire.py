@@ -10,7 +10,7 @@ import msgspec
 
 from service.providers.base import Call, Chunk, Operation
 from service.providers.quality import Answered, check_choices, check_end, says_something
-from service.providers.reader import Malformed, Reported
+from service.providers.reader import NOTHING, Malformed, Reported, Tokens, tokens
 from service.providers.sse import SseEvent
 
 PATHS: Mapping[Operation, str] = {
@@ -18,14 +18,13 @@ PATHS: Mapping[Operation, str] = {
     Operation.EMBEDDINGS: "/embeddings",
     Operation.RESPONSES: "/responses",
 }
-_NOTHING = frozenset({b"", b"null"})
 _ABSENT = msgspec.Raw()
 _UNJUDGED = Answered(finish_reason="unreadable")
 
 
 class _Usage(msgspec.Struct):
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
+    input_tokens: int | None = msgspec.field(default=None, name="prompt_tokens")
+    output_tokens: int | None = msgspec.field(default=None, name="completion_tokens")
 
 
 class _ReplyPeek(msgspec.Struct):
@@ -63,7 +62,6 @@ _usage = msgspec.json.Decoder(_Usage)
 _fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _models = msgspec.json.Decoder(_ModelList)
 _model_id = msgspec.json.Decoder(_ModelId)
-Tokens = tuple[int | None, int | None]
 
 
 def request_body(call: Call, provider_model: str, *, ask_usage: bool) -> bytes:
@@ -94,7 +92,7 @@ def usage_requested(call: Call) -> bool:
 
 def _with_usage(raw: msgspec.Raw) -> bytes:
     """Set include_usage in the caller's options; options that are no object go upstream as they are, to be refused."""
-    if bytes(raw) in _NOTHING:
+    if bytes(raw) in NOTHING:
         return b'{"include_usage":true}'
     try:
         options: dict[str, bytes | msgspec.Raw] = dict(_fields.decode(raw))
@@ -121,18 +119,18 @@ def check_reply(body: bytes, operation: Operation, *, json: bool = False) -> Tok
         peek = _reply.decode(body)
     except (ValueError, RecursionError) as error:
         raise Malformed(f"expected a JSON object as the answer: {error}") from None
-    if bytes(peek.error) not in _NOTHING:
+    if bytes(peek.error) not in NOTHING:
         raise Reported(body)
     if operation is Operation.EMBEDDINGS:
         if not bytes(peek.data).startswith(b"["):
             raise Malformed("expected an answer with a list of data")
         if bytes(peek.data) == b"[]":
             check_end({None})
-        return _tokens(peek.usage)
+        return tokens(peek.usage, _usage)
     if not bytes(peek.choices).startswith(b"["):
         raise Malformed("expected an answer with a list of choices")
     check_choices(_readable(peek.choices), json=json)
-    return _tokens(peek.usage)
+    return tokens(peek.usage, _usage)
 
 
 def _readable(raw: msgspec.Raw) -> list[Answered]:
@@ -181,7 +179,7 @@ class StreamReader:
             peek = _chunk.decode(data)
         except (ValueError, RecursionError) as error:
             raise Malformed(f"expected JSON objects as events: {error}") from None
-        if bytes(peek.error) not in _NOTHING:
+        if bytes(peek.error) not in NOTHING:
             raise Reported(data)
         has_content = False
         finish_reason = None
@@ -196,7 +194,7 @@ class StreamReader:
         self._spoken = self._spoken or has_content
         if finish_reason is not None and not self._spoken and self._seen == self._finished:
             check_end(self._reasons)  # now, while nothing has been handed on that matters
-        input_tokens, output_tokens = _tokens(peek.usage)
+        input_tokens, output_tokens = tokens(peek.usage, _usage)
         usage_alone = not peek.choices and input_tokens is not None
         chunk = Chunk(
             data,
@@ -221,14 +219,3 @@ def read_models(body: bytes) -> list[tuple[str, bytes]]:
         return [(_model_id.decode(entry).id, bytes(entry)) for entry in _models.decode(body).data]
     except (ValueError, RecursionError) as error:
         raise Malformed(f"expected a list of models: {error}") from None
-
-
-def _tokens(raw: msgspec.Raw) -> Tokens:
-    """Usage of an unknown shape counts as none: it must not cost the caller an answer."""
-    if bytes(raw) in _NOTHING:
-        return None, None
-    try:
-        usage = _usage.decode(raw)
-    except (ValueError, RecursionError):
-        return None, None
-    return usage.prompt_tokens, usage.completion_tokens

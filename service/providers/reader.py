@@ -5,11 +5,42 @@ of sockets.
 """
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, TypeVar
+
+import msgspec
 
 from routing.outcomes import Outcome
 from service.providers.base import Chunk
 from service.providers.sse import SseEvent
+
+Tokens = tuple[int | None, int | None]
+"""Input and output tokens, as far as the provider counted them."""
+
+NOTHING = frozenset({b"", b"null"})
+"""What a field that is absent or null looks like as raw JSON."""
+
+
+class Usage(Protocol):
+    """Counted tokens, under whichever names the wire format has for them."""
+
+    input_tokens: int | None
+    output_tokens: int | None
+
+
+_Usage = TypeVar("_Usage", bound=Usage)
+
+
+def tokens(raw: msgspec.Raw, usage: msgspec.json.Decoder[_Usage]) -> Tokens:
+    """Return what `usage` makes of a field; of an unknown shape it counts as none: it must not cost the caller an
+    answer.
+    """
+    if bytes(raw) in NOTHING:
+        return None, None
+    try:
+        counted = usage.decode(raw)
+    except (ValueError, RecursionError):
+        return None, None
+    return counted.input_tokens, counted.output_tokens
 
 
 class Malformed(ValueError):  # noqa: N818 - named as its outcome

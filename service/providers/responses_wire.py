@@ -10,10 +10,9 @@ import msgspec
 
 from routing.outcomes import Outcome
 from service.providers.base import Chunk
-from service.providers.reader import Malformed, Reported, Unusable
+from service.providers.reader import NOTHING, Malformed, Reported, Tokens, Unusable, tokens
 from service.providers.sse import SseEvent
 
-_NOTHING = frozenset({b"", b"null"})
 _ABSENT = msgspec.Raw()
 _LAST = frozenset({"response.completed", "response.incomplete"})
 _FAILED = frozenset({"response.failed", "response.cancelled"})
@@ -40,7 +39,6 @@ class _Event(msgspec.Struct):
 _response = msgspec.json.Decoder(_Response)
 _event = msgspec.json.Decoder(_Event)
 _usage = msgspec.json.Decoder(_Usage)
-Tokens = tuple[int | None, int | None]
 
 
 def check_reply(body: bytes) -> Tokens:
@@ -52,12 +50,12 @@ def check_reply(body: bytes) -> Tokens:
         Unusable: it was completed without any output.
     """
     response = _read_response(body)
-    if bytes(response.error) not in _NOTHING or response.status == "failed":
+    if bytes(response.error) not in NOTHING or response.status == "failed":
         raise Reported(_error(response))
     if not bytes(response.output).startswith(b"["):
         raise Malformed("expected a response with a list of output")
     _require_output(response)
-    return _tokens(response.usage)
+    return tokens(response.usage, _usage)
 
 
 class StreamReader:
@@ -92,7 +90,7 @@ class StreamReader:
         response = _read_response(bytes(told.response))
         _require_output(response)
         self.done = True
-        input_tokens, output_tokens = _tokens(response.usage)
+        input_tokens, output_tokens = tokens(response.usage, _usage)
         reason = told.type.removeprefix("response.")
         return (Chunk(data, False, reason, input_tokens, output_tokens, event=event.type),)
 
@@ -115,15 +113,4 @@ def _require_output(response: _Response) -> None:
 
 def _error(response: _Response) -> bytes:
     told = bytes(response.error)
-    return b'{"error":%s}' % (told if told not in _NOTHING else b'{"code":"server_error","message":"it failed"}')
-
-
-def _tokens(raw: msgspec.Raw) -> Tokens:
-    """Usage of an unknown shape counts as none: it must not cost the caller an answer."""
-    if bytes(raw) in _NOTHING:
-        return None, None
-    try:
-        usage = _usage.decode(raw)
-    except (ValueError, RecursionError):
-        return None, None
-    return usage.input_tokens, usage.output_tokens
+    return b'{"error":%s}' % (told if told not in NOTHING else b'{"code":"server_error","message":"it failed"}')

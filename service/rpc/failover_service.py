@@ -8,7 +8,7 @@ from routecast.admin.v1 import failover_pb2, failover_pb2_grpc
 
 from service.callers import Operators
 from service.errors import InvalidRequestError, NotFoundError, ServiceError, Violation
-from service.health_board import EndpointHealth, HealthBoard, Overview, Status, of_provider
+from service.health_board import EndpointHealth, HealthBoard, Overview, Status
 from service.operations import Operations
 from service.rpc.convert import duration, outcome_to_proto, state_to_proto, timestamp
 from service.rpc.status import abort
@@ -127,7 +127,8 @@ def _providers(overview: Overview, provider: str) -> list[failover_pb2.ProviderH
             status=_STATUS_VALUES[overview.status_of(name)],
             endpoints=[_endpoint(endpoint) for endpoint in endpoints],
         )
-        for name, endpoints in of_provider(overview, provider)
+        for name, endpoints in overview.providers.items()
+        if provider in ("", name)
     ]
 
 

@@ -1,4 +1,7 @@
-"""One decision: who is excluded and why, who is tried in which order, and that it can be computed again."""
+"""One decision: who is excluded and why, who is tried in which order, and that it can be computed again.
+
+Proves C-06: preferred provider, and every objective.
+"""
 
 import random
 from dataclasses import replace
