@@ -3,7 +3,7 @@
 Rule of this file: killed at any instruction, nothing is lost and nothing is counted twice. New parts become real only
 when the manifest naming them replaces the old one, and that same manifest covers the segments they came from; until
 then they are orphans that the next run removes. Files go only after a grace period, so a reader that looked earlier
-still finds them.
+still finds them. Segments of earlier layouts come out in today's; those of a later one are left to whoever knows it.
 
 Parts of a day are merged by size (as in a log-structured merge tree: O'Neil et al., 1996): a new part absorbs those
 at most `_MERGE_RATIO` times its own rows, so a day holds O(log rows) parts and each row is rewritten O(log rows)
@@ -12,7 +12,7 @@ times.
 
 import fcntl
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import duckdb
 
-from analytics.errors import ForeignFileError
+from analytics.errors import ForeignFileError, NewerLayoutError
 from analytics.files import (
     DATA,
     LIVE,
@@ -32,10 +32,10 @@ from analytics.files import (
     make_directory,
     sql_text,
 )
+from analytics.layouts import Lacking, check_files, rows_of
 from analytics.manifest import Manifest, Mark, Part, Retired, read_manifest, write_manifest
-from analytics.records import RECORD_TYPES, column_names
+from analytics.records import RECORD_TYPES
 from analytics.segments import absolute_root
-from analytics.validation import check_files
 
 _LOCK = "compactor.lock"
 _QUARANTINE = "quarantine"
@@ -44,7 +44,9 @@ _MERGE_RATIO = 2
 
 @dataclass(frozen=True, slots=True)
 class CompactionReport:
-    """What one run did. `ran` is False when another compactor of this machine held the lock."""
+    """What one run did. `ran` is False when another compactor of this machine held the lock. `newer`: segments of a
+    later layout, which were left where they are.
+    """
 
     ran: bool
     segments: int = 0
@@ -52,6 +54,7 @@ class CompactionReport:
     parts: int = 0
     removed: int = 0
     quarantined: tuple[str, ...] = ()
+    newer: tuple[str, ...] = ()
 
 
 class _Segment(NamedTuple):
@@ -85,8 +88,9 @@ class Compactor:
     def run_once(self, now: float) -> CompactionReport:
         """Compact what there is at `now` (unix seconds).
 
-        Raises `OSError` or `duckdb.Error` when the disk refuses and `ForeignFileError` for a damaged manifest or
-        part; the history is as it was then. Damaged segments are set aside under `quarantine/` and reported.
+        Raises `OSError` or `duckdb.Error` when the disk refuses and `ForeignFileError` for a manifest or part that is
+        damaged or of a later version; the history is as it was then. Damaged segments are set aside under `quarantine/`
+        and reported.
         """
         make_directory(self._root)
         with self._lock() as locked:
@@ -120,6 +124,7 @@ class _Run:
         self._marks = dict(manifest.marks)
         self._retired = list(manifest.retired)
         self._quarantined: list[str] = []
+        self._newer: list[str] = []
         self._segments = self._rows = self._new_parts = 0
 
     def execute(self, grace_s: float, retention_s: float | None, max_segments: int) -> CompactionReport:
@@ -146,38 +151,36 @@ class _Run:
         if manifest != self._old:
             write_manifest(self._root, manifest)
         return CompactionReport(
-            True, self._segments, self._rows, self._new_parts, removed, quarantined=tuple(self._quarantined)
+            True, self._segments, self._rows, self._new_parts, removed, tuple(self._quarantined), tuple(self._newer)
         )
 
     def _compact(self, stream: str, segments: Sequence[_Segment]) -> None:
-        readable = self._readable(stream, [segment.path for segment in segments])
-        for day, rows in self._days(readable):
+        known, readable = self._sorted_out(stream, segments)
+        for day, rows in self._days(stream, readable):
             self._write_part(stream, day, rows, readable)
-        for segment in segments:
+        for segment in known:
             mark = self._marks.get(f"{segment.writer}/{stream}")
             self._marks[f"{segment.writer}/{stream}"] = Mark(max(segment.seq, mark.seq if mark else 0), self._now)
         self._retire(readable)
         self._segments += len(readable)
 
-    def _days(self, paths: Sequence[Path]) -> list[tuple[str, int]]:
-        if not paths:
-            return []
+    def _days(self, stream: str, files: Mapping[Path, Lacking]) -> list[tuple[str, int]]:
         return self._connection.execute(
-            f"{from_files(paths)} SELECT strftime(time, '%Y-%m-%d') AS day, count(*) GROUP BY day ORDER BY day"
+            f"FROM ({rows_of(stream, files)}) "
+            "SELECT strftime(time, '%Y-%m-%d') AS day, count(*) GROUP BY day ORDER BY day"
         ).fetchall()
 
-    def _write_part(self, stream: str, day: str, rows: int, segments: Sequence[Path]) -> None:
+    def _write_part(self, stream: str, day: str, rows: int, segments: Mapping[Path, Lacking]) -> None:
         absorbed, total = self._absorb(stream, day, rows)
-        sources = [self._root / part.path for part in absorbed] + list(segments)
+        parts = check_files(self._connection, stream, [self._root / part.path for part in absorbed])
+        sources = {**parts, **segments}
         number = 1 + max(
             (int(Path(part.path).stem.rsplit("-", 1)[1]) for part in self._on_disk(stream, day)), default=0
         )
         target = self._root / DATA / stream / f"day={day}" / f"part-{number:08d}.parquet"
         with AtomicFile(target) as temporary:
             of_day = f"WHERE strftime(time, '%Y-%m-%d') = {sql_text(day)} ORDER BY time"
-            self._connection.execute(
-                copy_to(f"{from_files(sources)} SELECT {column_names(stream)} {of_day}", temporary)
-            )
+            self._connection.execute(copy_to(f"FROM ({rows_of(stream, sources)}) {of_day}", temporary))
             written, first, last = self._connection.execute(
                 f"{from_files([temporary])} SELECT count(*), epoch(min(time)), epoch(max(time))"
             ).fetchall()[0]
@@ -208,17 +211,30 @@ class _Run:
         known: list[Retired | Part] = [*self._parts.get(stream, []), *self._retired]
         return [entry for entry in known if entry.path.startswith(prefix)]
 
-    def _readable(self, stream: str, paths: list[Path]) -> list[Path]:
-        """The paths that hold rows of `stream`; the others are set aside, so that they cannot stop every later run."""
-        try:
-            check_files(self._connection, stream, paths)
-        except ForeignFileError as error:
-            aside = self._root / _QUARANTINE / "-".join(error.path.relative_to(self._root / LIVE).parts)
-            make_directory(aside.parent)
-            error.path.rename(aside)
-            self._quarantined.append(str(error))
-            return self._readable(stream, [path for path in paths if path != error.path])
-        return paths
+    def _sorted_out(self, stream: str, segments: Sequence[_Segment]) -> tuple[list[_Segment], dict[Path, Lacking]]:
+        """The segments this run may deal with, and those of them that hold rows of `stream`.
+
+        The others of these are set aside, so that they cannot stop every later run. A mark covers everything before it:
+        a writer's segments from the first of a later layout on are not for this run.
+        """
+        known, aside = list(segments), set[Path]()
+        while True:
+            try:
+                own = [segment.path for segment in known if segment.path not in aside]
+                return known, check_files(self._connection, stream, own)
+            except NewerLayoutError as error:
+                newer = next(segment for segment in known if segment.path == error.path)
+                known = [one for one in known if one.writer != newer.writer or one.seq < newer.seq]
+                self._newer.append(str(error))
+            except ForeignFileError as error:
+                self._set_aside(error.path)
+                aside.add(error.path)
+                self._quarantined.append(str(error))
+
+    def _set_aside(self, path: Path) -> None:
+        target = self._root / _QUARANTINE / "-".join(path.relative_to(self._root / LIVE).parts)
+        make_directory(target.parent)
+        path.rename(target)
 
     def _retire(self, paths: Iterable[Path]) -> None:
         self._retired.extend(Retired(str(path.relative_to(self._root)), self._now) for path in paths)

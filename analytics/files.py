@@ -15,7 +15,10 @@ from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
+from analytics.records import LAYOUT
+
 TMP_SUFFIX = ".tmp"
+LAYOUT_KEY = "routecast_layout"
 LIVE = "live"
 DATA = "data"
 MANIFEST = "manifest.json"
@@ -92,8 +95,9 @@ def from_files(paths: Iterable[Path]) -> str:
 
 
 def copy_to(query: str, target: Path) -> str:
-    """The statement that writes the rows of a query as one Parquet file, straight to `target`."""
-    return f"COPY ({query}) TO {sql_text(target)} (FORMAT parquet, COMPRESSION zstd, USE_TMP_FILE false)"
+    """The statement that writes the rows of a query as one Parquet file of today's layout, straight to `target`."""
+    metadata = f"KV_METADATA {{{LAYOUT_KEY}: '{LAYOUT}'}}"
+    return f"COPY ({query}) TO {sql_text(target)} (FORMAT parquet, COMPRESSION zstd, USE_TMP_FILE false, {metadata})"
 
 
 def sql_list(paths: Iterable[Path]) -> str:

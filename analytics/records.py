@@ -4,15 +4,20 @@ Rule of this file: it is the only definition of a column. The Parquet files, the
 foreign files are all derived from these annotations: `Annotated[python type, DuckDB type, meaning]`. Times are unix
 seconds (UTC) in a record and `TIMESTAMP` in a file. `None` becomes NULL and is allowed only where the annotation says
 so.
+
+Columns are only ever added, and the sum of what there is has a number, the layout. A column of a later layout than the
+first says `Since(layout)` and has a default: that is what rows have that were written before it.
 """
 
 import types
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, Field, dataclass, fields
 from typing import Annotated, Any, ClassVar, Union, get_args, get_origin, get_type_hints
 
 __all__ = [
     "FAILURE_OUTCOMES",
+    "FIRST_LAYOUT",
+    "LAYOUT",
     "RECORD_TYPES",
     "AttemptRecord",
     "Column",
@@ -23,10 +28,10 @@ __all__ = [
     "OperationRecord",
     "Record",
     "RequestRecord",
+    "Since",
     "ThresholdRecord",
     "TransitionRecord",
     "UsageRecord",
-    "column_names",
     "columns_of",
 ]
 
@@ -45,14 +50,28 @@ _OptCount = Annotated[int | None, "BIGINT"]
 _OptReal = Annotated[float | None, "DOUBLE"]
 
 
+FIRST_LAYOUT = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Since:
+    """Marks a column that came with a later layout than the first."""
+
+    layout: int
+
+
 @dataclass(frozen=True, slots=True)
 class Column:
-    """One column of a stream, in file order."""
+    """One column of a stream, in file order. Files of layouts before `since` lack it, and read as if their rows had
+    `default`.
+    """
 
     name: str
     duckdb_type: str
     nullable: bool
     meaning: str
+    since: int = FIRST_LAYOUT
+    default: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,7 +130,9 @@ class AttemptRecord:
     input_tokens: Annotated[_OptCount, "tokens in"]
     output_tokens: Annotated[_OptCount, "tokens out"]
     cost_usd: Annotated[_OptReal, "price of this attempt"]
-    generation_ms: Annotated[_OptReal, "first token to the end without the caller's pauses, milliseconds"] = None
+    generation_ms: Annotated[_OptReal, "first token to the end without the caller's pauses, milliseconds", Since(3)] = (
+        None
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,11 +176,13 @@ class HealthRecord:
     forecaster: Annotated[_Text, "version of the forecaster, empty if none"]
     feature_set: Annotated[_Text, "version of the feature set"]
     features: Annotated[tuple[float, ...], "DOUBLE[]", "the features in the order of that feature set"]
-    shadow: Annotated[_Text, "version of the forecaster that is watched without being acted on, empty if none"] = ""
-    shadow_risk: Annotated[_OptReal, "its forecast; NULL without one"] = None
-    alarm: Annotated[_Text, "what the alarm in force may do: act, canary, or empty without an alarm"] = ""
-    propensity: Annotated[_OptReal, "probability with which that was drawn when the alarm began; NULL without"] = None
-    explanation: Annotated[_Text, "JSON of an alarm's beginning: what raised the risk, by how much; else empty"] = ""
+    shadow: Annotated[_Text, "version of the forecaster watched without being acted on, empty if none", Since(2)] = ""
+    shadow_risk: Annotated[_OptReal, "its forecast; NULL without one", Since(2)] = None
+    alarm: Annotated[_Text, "what the alarm in force may do: act, canary, or empty without one", Since(2)] = ""
+    propensity: Annotated[_OptReal, "probability with which that was drawn as it began; NULL without", Since(2)] = None
+    explanation: Annotated[
+        _Text, "JSON of an alarm's beginning: what raised the risk, how much; else empty", Since(2)
+    ] = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -295,25 +318,26 @@ Record = (
 RECORD_TYPES: Mapping[str, type[Record]] = types.MappingProxyType({kind.stream: kind for kind in get_args(Record)})
 
 
-def _column(name: str, annotation: Any) -> Column:
-    python_type, duckdb_type, meaning = get_args(annotation)
+def _column(field: Field[Any], annotation: Any) -> Column:
+    python_type, duckdb_type, meaning, *since = get_args(annotation)
     nullable = get_origin(python_type) in (Union, types.UnionType) and type(None) in get_args(python_type)
-    return Column(name, duckdb_type, nullable, meaning)
+    if not since:
+        return Column(field.name, duckdb_type, nullable, meaning)
+    if field.default is MISSING:
+        raise TypeError(f"column {field.name!r} of layout {since[0].layout}: expected a default for rows before it")
+    return Column(field.name, duckdb_type, nullable, meaning, since[0].layout, field.default)
 
 
 def _columns(kind: type[Record]) -> tuple[Column, ...]:
     hints = get_type_hints(kind, include_extras=True)
-    return tuple(_column(field.name, hints[field.name]) for field in fields(kind))
+    return tuple(_column(field, hints[field.name]) for field in fields(kind))
 
 
 _COLUMNS = {stream: _columns(kind) for stream, kind in RECORD_TYPES.items()}
+
+LAYOUT = max(column.since for columns in _COLUMNS.values() for column in columns)
 
 
 def columns_of(stream: str) -> tuple[Column, ...]:
     """The columns of a stream, in file order. Raises `KeyError` for a name that is no stream."""
     return _COLUMNS[stream]
-
-
-def column_names(stream: str) -> str:
-    """The columns of a stream as an SQL select list, quoted."""
-    return ", ".join(f'"{column.name}"' for column in columns_of(stream))

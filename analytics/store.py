@@ -6,29 +6,30 @@ database itself is in memory and its configuration is locked: it can read below 
 else.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 
 import duckdb
 
 from analytics.errors import ForeignFileError
-from analytics.files import from_files, live_segments, sql_text
+from analytics.files import live_segments, sql_text
+from analytics.layouts import Lacking, check_files, rows_of
 from analytics.manifest import read_manifest
-from analytics.records import FAILURE_OUTCOMES, RECORD_TYPES, column_names, columns_of
+from analytics.records import FAILURE_OUTCOMES, RECORD_TYPES
 from analytics.segments import absolute_root
-from analytics.validation import check_files
 
 
 def connect(root: Path, *, threads: int = 2, memory_limit: str = "1GB") -> duckdb.DuckDBPyConnection:
     """A connection whose views, one per stream of `analytics.records`, show the history under `root`.
 
-    A missing directory is an empty history. `time` is a UTC `TIMESTAMP`. Raises `ForeignFileError` for files that are
-    none of ours. The views show what was there; call `refresh` for what came since.
+    A missing directory is an empty history. `time` is a UTC `TIMESTAMP`. Files of earlier layouts have the columns of
+    today, with their defaults. Raises `ForeignFileError` for files that are none of ours, or of a later version. The
+    views show what was there; call `refresh` for what came since.
     """
     root = absolute_root(root)
     connection = duckdb.connect(config={"threads": threads, "memory_limit": memory_limit, "temp_directory": ""})
-    connection.execute("CREATE TABLE history_files (path VARCHAR, stream VARCHAR)")
+    connection.execute("CREATE TABLE history_files (path VARCHAR, stream VARCHAR, lacking VARCHAR[])")
     refresh(connection, root)
     for statement in (
         "SET autoinstall_known_extensions = false",
@@ -59,27 +60,26 @@ def refresh(connection: duckdb.DuckDBPyConnection, root: Path) -> None:
                 segments[0][1], f"expected one of the streams {', '.join(RECORD_TYPES)}, found {stream!r}"
             )
         files[stream].extend(path for seq, path in segments if not manifest.covers(writer, stream, seq))
-    known = {path for (path,) in connection.execute("SELECT path FROM history_files").fetchall()}
+    known = {
+        Path(path): frozenset(lacking)
+        for path, lacking in connection.execute("SELECT path, lacking FROM history_files").fetchall()
+    }
+    checked: dict[str, dict[Path, Lacking]] = {}
     for stream, paths in files.items():
-        check_files(connection, stream, [path for path in paths if str(path) not in known])
-    for stream, paths in files.items():
-        connection.execute(f"CREATE OR REPLACE VIEW {stream} AS {_source(stream, paths)}")
-    _remember(connection, files)
+        found = known | check_files(connection, stream, [path for path in paths if path not in known])
+        checked[stream] = {path: found[path] for path in paths}
+    for stream, own in checked.items():
+        connection.execute(f"CREATE OR REPLACE VIEW {stream} AS {rows_of(stream, own)}")
+    _remember(connection, checked)
     connection.execute(_macros())
 
 
-def _source(stream: str, paths: Sequence[Path]) -> str:
-    if paths:
-        return f"{from_files(paths)} SELECT {column_names(stream)}"
-    nothing = ", ".join(f'CAST(NULL AS {column.duckdb_type}) AS "{column.name}"' for column in columns_of(stream))
-    return f"SELECT {nothing} WHERE false"
-
-
-def _remember(connection: duckdb.DuckDBPyConnection, files: dict[str, list[Path]]) -> None:
+def _remember(connection: duckdb.DuckDBPyConnection, checked: Mapping[str, Mapping[Path, Lacking]]) -> None:
     connection.execute("DELETE FROM history_files")
-    for stream, paths in files.items():
+    for stream, files in checked.items():
         connection.execute(
-            "INSERT INTO history_files SELECT unnest(?::VARCHAR[]), ?", [[str(p) for p in paths], stream]
+            "INSERT INTO history_files SELECT unnest(?::VARCHAR[]), ?, unnest(?::VARCHAR[][])",
+            [[str(path) for path in files], stream, [sorted(lacking) for lacking in files.values()]],
         )
 
 
