@@ -32,6 +32,7 @@ from scoring.features import NAMES, Member, matrix
 from scoring.metrics import lead_s, skill
 from scoring.registry import PRIOR
 from sim.judging import Sampled, sample_world, series_of
+from sim.processes import process_pool
 from sim.world import START_S, Setting
 
 # Far from the seeds of the prior (60 to 63 million) and from those of the scorecard.
@@ -111,7 +112,7 @@ def _sampled(pool: ProcessPoolExecutor, setting: Setting, worlds: int) -> list[S
 
 def judge(model: Model, worlds: int, jobs: int) -> list[Table]:
     """Return the tables of what the model is worth."""
-    with ProcessPoolExecutor(jobs) as pool:
+    with process_pool(jobs) as pool:
         samples = {s: _sampled(pool, s, worlds) for s in (Setting.STEADY, Setting.SPARSE, Setting.SHIFTED)}
     found = [_whole(model, samples)]
     # At the threshold that ships, and at the lowest that raises three false alarms a day in these very worlds.

@@ -29,6 +29,7 @@ from scoring.packing import pack
 from scoring.registry import PRIOR
 from scoring.training import export, fit_classifier
 from sim.judging import Sampled, caught_by_kind, sample_world, series_of
+from sim.processes import process_pool
 from sim.world import Setting
 
 SEED = 20
@@ -66,7 +67,7 @@ class Trained:
 
 def train_prior(seed: int = SEED, size: Size = Size(), workers: int = 2) -> Trained:
     """Train, calibrate, choose the threshold, evaluate. The same arguments give the same bytes."""
-    with ProcessPoolExecutor(workers) as pool:
+    with process_pool(workers) as pool:
         fit, calibrate, test = (_samples(pool, seed, part, size) for part in range(len(_PARTS)))
     x, y = _rows(fit)
     x_cal, y_cal = _rows(calibrate)

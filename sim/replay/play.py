@@ -5,7 +5,6 @@ results depends on nothing but the arguments. Only what happened after the warm-
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -21,6 +20,7 @@ from sim.arena.scenario import Scenario
 from sim.arena.truth import Trouble, World, make_world
 from sim.policies import make
 from sim.policies.routecast import Routecast
+from sim.processes import process_pool
 from sim.replay.forecasting import ModelForecaster
 from sim.scorecard.definitions import EARLY_S, GONE, HALF, Evidence, Metrics, measure
 
@@ -151,7 +151,7 @@ def play(
             _take(tuple(players))
             results = map(_play, work)
         else:
-            pool = ProcessPoolExecutor(jobs, initializer=_take, initargs=(tuple(players),))
+            pool = process_pool(jobs, _take, (tuple(players),))
             results = stack.enter_context(pool).map(_play, work)
         for number, played in enumerate(results, 1):
             done += played

@@ -5,7 +5,6 @@ order of the results depends on nothing but the arguments.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
@@ -15,6 +14,7 @@ from sim.arena.policy import Policy
 from sim.arena.scenario import Scenario
 from sim.arena.truth import World, make_world
 from sim.policies import make
+from sim.processes import process_pool
 from sim.scorecard.definitions import Evidence, Metrics, avoidable_removed, measure
 
 STATIC, ORACLE = "static", "oracle"
@@ -71,7 +71,7 @@ def run_card(
     work = [_Job(scenario, seed, tuple(contenders), check) for scenario in scenarios for seed in seeds]
     done: list[list[Row]] = []
     with ExitStack() as stack:
-        play = map if jobs == 1 else stack.enter_context(ProcessPoolExecutor(jobs)).map
+        play = map if jobs == 1 else stack.enter_context(process_pool(jobs)).map
         for rows in play(_play, work):
             done.append(rows)
             if progress:

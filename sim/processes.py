@@ -1,0 +1,16 @@
+"""Worker processes for work that is many runs of one function."""
+
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+
+
+def process_pool(
+    jobs: int, initializer: Callable[..., object] | None = None, initargs: tuple[object, ...] = ()
+) -> ProcessPoolExecutor:
+    """Return a pool of `jobs` processes, none of them a fork of this one.
+
+    A fork copies this process with its locks but without the threads that hold them, and ours has threads of gRPC,
+    DuckDB and OpenMP: the child may wait for ever. The server that forks the workers has no other thread.
+    """
+    return ProcessPoolExecutor(jobs, get_context("forkserver"), initializer, initargs)
