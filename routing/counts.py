@@ -1,6 +1,6 @@
 """What is counted of one endpoint, and what follows from the counts of a span."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from math import exp, sqrt
@@ -57,6 +57,7 @@ COUNTER_OF: dict[Outcome, Counter] = {
     Outcome.REFUSED_FORMAT: Counter.POOR_ANSWER,
     Outcome.AUTH_ERROR: Counter.NEUTRAL,
     Outcome.CLIENT_ERROR: Counter.NEUTRAL,
+    Outcome.UNSUPPORTED: Counter.NEUTRAL,
     Outcome.CANCELLED: Counter.NEUTRAL,
 }
 
@@ -71,6 +72,9 @@ class Sums:
 
     def __getitem__(self, counter: int) -> float:
         return self._values[counter]
+
+    def __iter__(self) -> Iterator[float]:
+        return iter(self._values)
 
     @property
     def failures(self) -> float:

@@ -200,7 +200,7 @@ class Engine:
             failback.probe_passed(health)
             if health.probes_passed >= self.policy.failback.probes_needed():
                 return self._validated(live, now)
-        elif result.outcome is not Outcome.CANCELLED:
+        elif signal is not Signal.NOTHING:
             failback.probe_failed(health)
             self._domains.failed(result.endpoint_id)
         return []

@@ -13,6 +13,7 @@ class Outcome(StrEnum):
 
     STALLED stopped sending, TRUNCATED ended before the answer was complete, MALFORMED cannot be parsed. EMPTY is a
     whole answer with neither content nor a tool call, REFUSED_FORMAT one that should have been JSON and is none of it.
+    UNSUPPORTED was never sent: the provider's protocol cannot say what was asked.
     """
 
     OK = "ok"
@@ -27,6 +28,7 @@ class Outcome(StrEnum):
     REFUSED_FORMAT = "refused_format"
     AUTH_ERROR = "auth_error"
     CLIENT_ERROR = "client_error"
+    UNSUPPORTED = "unsupported"
     CANCELLED = "cancelled"
 
 
@@ -77,5 +79,6 @@ TRAITS: dict[Outcome, Traits] = {
     ),
     Outcome.AUTH_ERROR: Traits(Signal.CREDENTIAL, retry_elsewhere=True),
     Outcome.CLIENT_ERROR: Traits(Signal.NOTHING, retry_elsewhere=False),
+    Outcome.UNSUPPORTED: Traits(Signal.NOTHING, retry_elsewhere=True),
     Outcome.CANCELLED: Traits(Signal.NOTHING, retry_elsewhere=False, may_have_executed=True),
 }

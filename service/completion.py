@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from routing.model import Endpoint, RouteRequest
+from routing.outcomes import Outcome
 from service.config import Truncation
 from service.errors import AttemptReport
 from service.providers.base import Operation, Reply
@@ -106,5 +107,7 @@ class Continued:
 
 
 def has_failed_over(attempts: Sequence[AttemptReport]) -> bool:
-    """Tell whether more than one endpoint was tried, one after the other: a hedge beside the first is no failover."""
-    return sum(not attempt.hedge for attempt in attempts) > 1
+    """Tell whether more than one endpoint was tried, one after the other: a hedge beside the first is no failover, and
+    what could not be sent no attempt.
+    """
+    return sum(not attempt.hedge and attempt.outcome is not Outcome.UNSUPPORTED for attempt in attempts) > 1

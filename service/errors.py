@@ -6,6 +6,7 @@ ServiceError
 ├── BudgetExhaustedError     the tenant has spent what it may spend; says when the budget renews
 ├── OverloadedError          more is asked than can be served now; nothing was sent to a provider
 ├── InvalidRequestError      the request itself is wrong; names each field
+│   └── UnsupportedError     no provider's protocol that may serve it can say what it asks; names the field
 ├── NotFoundError            an unknown model (lists the known ones), decision or endpoint
 ├── ContextTooLongError      no endpoint's context window can take it
 ├── NoEndpointError          no endpoint may serve it now; lists why
@@ -113,6 +114,18 @@ class InvalidRequestError(ServiceError):
         super().__init__("; ".join(f"{v.field}: {v.description}" for v in violations))
 
 
+class UnsupportedError(InvalidRequestError):
+    """What the request asks cannot be said in the protocol of any provider that may serve it; `attempts` were not
+    sent.
+    """
+
+    reason = "UNSUPPORTED"
+
+    def __init__(self, violation: Violation, *, attempts: Sequence[AttemptReport]) -> None:
+        super().__init__(violation)
+        self.attempts = tuple(attempts)
+
+
 class NotFoundError(ServiceError):
     """Something the request names does not exist."""
 
@@ -218,6 +231,7 @@ STATUS: dict[type[ServiceError], StatusRow] = {
     BudgetExhaustedError: StatusRow(grpc.StatusCode.RESOURCE_EXHAUSTED, 429, "insufficient_quota"),
     OverloadedError: StatusRow(grpc.StatusCode.UNAVAILABLE, 503, "overloaded_error"),
     InvalidRequestError: StatusRow(grpc.StatusCode.INVALID_ARGUMENT, 400, "invalid_request_error"),
+    UnsupportedError: StatusRow(grpc.StatusCode.INVALID_ARGUMENT, 400, "invalid_request_error"),
     NotFoundError: StatusRow(grpc.StatusCode.NOT_FOUND, 404, "invalid_request_error"),
     ContextTooLongError: StatusRow(grpc.StatusCode.FAILED_PRECONDITION, 400, "invalid_request_error"),
     NoEndpointError: StatusRow(grpc.StatusCode.UNAVAILABLE, 503, "service_unavailable"),

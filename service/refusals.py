@@ -15,6 +15,7 @@ from service.errors import (
     RequestTimeoutError,
     ServiceError,
     StreamBrokenError,
+    UnsupportedError,
     UpstreamRejectedError,
     Violation,
 )
@@ -35,6 +36,19 @@ def refusal(decision: Decision) -> ServiceError:
     if excluders == {lacks_capability.__name__}:
         return InvalidRequestError(Violation("model", message))
     return NoEndpointError(message, retry_after_s=RETRY_AFTER_S)
+
+
+def unsupported(decision: Decision, unfit: Sequence[Failure], attempts: Sequence[AttemptReport]) -> ServiceError:
+    """Return the error for a request that was sent nowhere: some protocols cannot say it, and `decision` found nobody
+    else. Who may serve it later, if there is one, counts for more than who never can.
+    """
+    excluders = {c.excluded_by for c in decision.considered}
+    if excluders <= {already_tried.__name__, lacks_capability.__name__}:
+        field = unfit[-1].unsupported or "model"
+        return UnsupportedError(Violation(field, unfit[-1].error.removeprefix(f"{field}: ")), attempts=attempts)
+    error = refusal(decision)
+    error.attempts = tuple(attempts)
+    return error
 
 
 def nobody_left(decision: Decision) -> str:
@@ -66,7 +80,8 @@ def given_up(
 def exhausted(why: str, failure: Failure, model: str, attempts: Sequence[AttemptReport]) -> ServiceError:
     """Return the error for a request that no further endpoint may be tried for."""
     listed = ", ".join(f"{a.endpoint_id} {a.outcome.value}" for a in attempts)
-    kind = RateLimitedError if all(a.outcome is Outcome.RATE_LIMITED for a in attempts) else AttemptsExhaustedError
+    sent = [a for a in attempts if a.outcome is not Outcome.UNSUPPORTED]
+    kind = RateLimitedError if all(a.outcome is Outcome.RATE_LIMITED for a in sent) else AttemptsExhaustedError
     return kind(
         f"no endpoint of {model!r} could serve the request ({why}); attempts: {listed}",
         attempts=attempts,

@@ -24,7 +24,7 @@ from service.errors import RequestTimeoutError, ServiceError
 from service.history import AttemptSink
 from service.providers.base import Failure
 from service.providers.transport import Timeouts
-from service.refusals import broken, exhausted, given_up, nobody_left, refusal
+from service.refusals import broken, exhausted, given_up, nobody_left, refusal, unsupported
 from service.router import Decided, Router
 from service.trail import Attempt, Trail, Usage
 
@@ -56,6 +56,7 @@ class Walk:
         self._begun = 0
         self._has_emitted = False
         self._last: tuple[Attempt, Failure] | None = None
+        self._unfit: list[Failure] = []
 
     # Going on.
 
@@ -79,7 +80,7 @@ class Walk:
         if not self._tried:
             return route
         spared: frozenset[str] = frozenset()
-        if not self._patience.has_waited:
+        if self._last is not None and not self._patience.has_waited:
             candidates = self._router.engine.snapshot.candidates(route.model)
             budget, now = self._core.budget, self._router.clock.now()
             spared = self._ask(lambda: attempts.spared_by_retries(candidates, budget, now), frozenset())
@@ -123,7 +124,7 @@ class Walk:
 
     def _nobody_left(self, decision: Decision) -> ServiceError:
         if self._last is None:
-            return refusal(decision)
+            return unsupported(decision, self._unfit, self._trail.reports) if self._unfit else refusal(decision)
         failure = self._last[1]
         if failure.outcome is Outcome.RATE_LIMITED:
             # The caller hears when the first limit ends, not the last one met.
@@ -153,6 +154,11 @@ class Walk:
             attempt.hedge_after_s = delay_s if delay_s is not None and delay_s < first_byte_s else None
         return attempt
 
+    @property
+    def _sent(self) -> int:
+        """How many of the attempts begun have been sent, or are to be: those that count."""
+        return self._begun - len(self._unfit)
+
     # Hedges.
 
     def _hedge(self, attempt: Attempt) -> Hedge:
@@ -176,7 +182,7 @@ class Walk:
     def _second(self, first: Attempt) -> Attempt | None:
         engine, route, now = self._router.engine, self._completion.route, self._router.clock.now()
         account = engine.budgets[route.model]
-        if self._begun >= self._policy.max_attempts or now >= self._budget.deadline or account.refusal_to_hedge(now):
+        if self._sent >= self._policy.max_attempts or now >= self._budget.deadline or account.refusal_to_hedge(now):
             return None
         excluded = route.excluded | self._patience.excluded(self._tried) | {first.endpoint.id}
         spared = attempts.recovering(engine.snapshot.candidates(route.model))
@@ -248,12 +254,15 @@ class Walk:
         heard = self._blame(attempt, failure.outcome, now)
         self._finished(attempt, heard, retry_after_s=failure.retry_after_s)
         self._trail.attempted(attempt, failure.outcome, failure.status, failure.error)
-        self._last = attempt, failure
         self._tried.add(attempt.endpoint.id)
+        if failure.outcome is Outcome.UNSUPPORTED:
+            self._unfit.append(failure)
+            return
+        self._last = attempt, failure
         self._patience.failed(attempt.endpoint.id, failure.outcome, failure.retry_after_s, now)
         if beside:
             return
-        why = attempts.refusal_to_retry(failure.outcome, self._begun, final, self._budget, self._policy, now)
+        why = attempts.refusal_to_retry(failure.outcome, self._sent, final, self._budget, self._policy, now)
         if why:
             is_late, model = now >= self._budget.deadline, self._completion.route.model
             raise self._end(given_up(why, failure, model, self._trail.reports, is_late=is_late))

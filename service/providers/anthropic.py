@@ -20,7 +20,7 @@ from service.providers.openai_wire import check_reply, usage_requested
 from service.providers.quality import wants_json
 from service.providers.reader import Reported
 from service.providers.transport import Timeouts, Transport
-from service.providers.upstream import MAX_BODY_BYTES, Dialect, Prepared, Upstream, failed
+from service.providers.upstream import MAX_BODY_BYTES, Dialect, Prepared, Upstream
 
 API_VERSION = "2023-06-01"
 MAX_TOKENS = 4096
@@ -107,20 +107,19 @@ class AnthropicMessages:
 
     def _request(self, call: Call, endpoint: Endpoint, timeouts: Timeouts) -> Prepared:
         if call.operation is not Operation.CHAT:
-            raise failed(Outcome.AUTH_ERROR, None, f"this provider's protocol has no {call.operation}")
+            raise _unsupported("", f"this provider's protocol has no {call.operation}")
         try:
             made = translate(call, endpoint.provider_model, self._max_tokens)
         except Untranslatable as error:
-            raise _refused(error) from None
+            raise _unsupported(error.field, str(error)) from None
         # Headers and query were written for OpenAI: those of its own mean nothing here.
         headers = {name: value for name, value in call.headers.items() if not name.lower().startswith("openai-")}
         request = self._upstream.post(dataclasses.replace(call, headers=headers), _PATH, made.body, timeouts)
         return request, {LEFT_OUT: ", ".join(map(_shown, made.left_out))} if made.left_out else {}
 
 
-def _refused(error: Untranslatable) -> AttemptFailed:
-    said = {"message": str(error), "type": "invalid_request_error", "param": error.field, "code": "untranslatable"}
-    return AttemptFailed(Failure(Outcome.CLIENT_ERROR, None, str(error), body=msgspec.json.encode({"error": said})))
+def _unsupported(field: str, error: str) -> AttemptFailed:
+    return AttemptFailed(Failure(Outcome.UNSUPPORTED, None, error, unsupported=field))
 
 
 def _shown(name: str) -> str:

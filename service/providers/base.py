@@ -103,6 +103,7 @@ class Failure:
         retry_after_s: what the provider asked for, None when it asked for nothing.
         body: the provider's own error body, None when there was none worth passing on.
         headers: as in `Reply`.
+        unsupported: the path of the request's field that the provider's protocol cannot say, with that outcome.
     """
 
     outcome: Outcome
@@ -111,6 +112,7 @@ class Failure:
     retry_after_s: float | None = None
     body: bytes | None = field(default=None, repr=False)
     headers: Mapping[str, str] = field(default_factory=_no_headers)
+    unsupported: str = ""
 
 
 class AttemptFailed(Exception):  # noqa: N818 - the noun is the attempt's, as in Failure

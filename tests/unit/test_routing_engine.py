@@ -47,7 +47,7 @@ def test_one_success_proves_a_new_endpoint() -> None:
     assert (transition.event, transition.to_state) == (Event.PROVEN, State.ACTIVE)
 
 
-@pytest.mark.parametrize("outcome", [Outcome.CLIENT_ERROR, Outcome.CANCELLED])
+@pytest.mark.parametrize("outcome", [Outcome.CLIENT_ERROR, Outcome.UNSUPPORTED, Outcome.CANCELLED])
 def test_what_says_nothing_of_the_endpoint_changes_nothing(outcome: Outcome) -> None:
     engine = engine_of("a", now=NOW)
     version = engine.snapshot.version

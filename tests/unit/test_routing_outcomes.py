@@ -18,7 +18,7 @@ def test_every_outcome_has_traits_and_a_counter() -> None:
         (Signal.QUALITY, "truncated malformed empty refused_format"),
         (Signal.QUOTA, "rate_limited"),
         (Signal.CREDENTIAL, "auth_error"),
-        (Signal.NOTHING, "client_error cancelled"),
+        (Signal.NOTHING, "client_error unsupported cancelled"),
     ],
 )
 def test_each_outcome_feeds_one_signal(signal: Signal, outcomes: str) -> None:
@@ -31,7 +31,13 @@ def test_only_an_endpoint_that_cannot_be_reached_is_a_hard_failure() -> None:
 
 def test_what_was_never_processed_may_be_repeated() -> None:
     unprocessed = {o for o in Outcome if not TRAITS[o].may_have_executed}
-    assert unprocessed == {Outcome.RATE_LIMITED, Outcome.CONNECT_ERROR, Outcome.AUTH_ERROR, Outcome.CLIENT_ERROR}
+    assert unprocessed == {
+        Outcome.RATE_LIMITED,
+        Outcome.CONNECT_ERROR,
+        Outcome.AUTH_ERROR,
+        Outcome.CLIENT_ERROR,
+        Outcome.UNSUPPORTED,
+    }
 
 
 def test_the_callers_own_end_is_not_retried() -> None:

@@ -93,7 +93,7 @@ def test_f08_a_provider_that_refuses_the_probe_itself_is_not_locked_out(outcome:
     assert [t.to_state for t in transitions_of(actions)] == [State.CANARY]
 
 
-@pytest.mark.parametrize("outcome", [Outcome.CANCELLED, Outcome.RATE_LIMITED])
+@pytest.mark.parametrize("outcome", [Outcome.CANCELLED, Outcome.UNSUPPORTED, Outcome.RATE_LIMITED])
 def test_a_probe_that_says_nothing_neither_passes_nor_fails(outcome: Outcome) -> None:
     engine = _ejected()
     engine.tick(NOW + 5)

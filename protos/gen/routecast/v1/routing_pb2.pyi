@@ -189,6 +189,8 @@ class _OutcomeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Outcome.Value
     """A whole answer with neither content nor a tool call."""
     OUTCOME_REFUSED_FORMAT: _Outcome.ValueType  # 13
     """An answer that should have been JSON and is none of it."""
+    OUTCOME_UNSUPPORTED: _Outcome.ValueType  # 14
+    """Never sent: the provider's protocol cannot say what was asked. No failure, and no attempt of those allowed."""
 
 class Outcome(_Outcome, metaclass=_OutcomeEnumTypeWrapper):
     """How one attempt ended."""
@@ -209,6 +211,8 @@ OUTCOME_EMPTY: Outcome.ValueType  # 12
 """A whole answer with neither content nor a tool call."""
 OUTCOME_REFUSED_FORMAT: Outcome.ValueType  # 13
 """An answer that should have been JSON and is none of it."""
+OUTCOME_UNSUPPORTED: Outcome.ValueType  # 14
+"""Never sent: the provider's protocol cannot say what was asked. No failure, and no attempt of those allowed."""
 Global___Outcome: _TypeAlias = Outcome  # noqa: Y015
 
 @_typing.final
