@@ -3,17 +3,21 @@
 Rule of this file: allow, never deny by name. `connect` has already confined the connection to the history directory,
 but inside it DuckDB would still write: `COPY` can hide in a `WITH`, and a table function can run a serialised
 statement. So the statement is parsed by DuckDB itself, and every query node and table function in its syntax tree
-must be one known to only read.
+must be one known to only read. What is asked for by mistake, a join of everything with everything, ends by a limit of
+time, of rows, or of the connection's memory.
 """
 
 import json
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from threading import Timer
 from typing import Any
 
 import duckdb
 
-from analytics.errors import QueryRefusedError
+from analytics.errors import QueryRefusedError, QueryTimeoutError
 
 _READS = "expected one SELECT, WITH, FROM, VALUES, DESCRIBE, SHOW, SUMMARIZE, PIVOT or EXPLAIN statement"
 _EXPLAIN = re.compile(r"\s*EXPLAIN(\s+ANALYZE\b)?(\s*\([^)]*\))?", re.IGNORECASE)
@@ -33,14 +37,46 @@ _WRITING_KEYWORDS = frozenset(
 )
 
 
-def run_sql(connection: duckdb.DuckDBPyConnection, text: str) -> tuple[list[str], list[tuple[Any, ...]]]:
-    """Run one reading statement on a connection made by `connect`; returns column names and rows.
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a statement gave. `cut`: there are more rows than these."""
 
-    Raises `QueryRefusedError` when the text is not exactly one such statement, and `duckdb.Error` when it fails.
+    columns: list[str]
+    rows: list[tuple[Any, ...]]
+    cut: bool
+
+
+def run_sql(
+    connection: duckdb.DuckDBPyConnection, text: str, *, most_rows: int | None = None, timeout_s: float | None = None
+) -> Answer:
+    """Run one reading statement on a connection made by `connect`; return at most its first `most_rows` rows.
+
+    Raises `QueryRefusedError` when the text is not exactly one such statement, `QueryTimeoutError` when it is not done
+    after `timeout_s`, and `duckdb.Error` when it fails.
     """
     check_reads_only(text)
-    cursor = connection.execute(text)
-    return [column[0] for column in cursor.description or ()], cursor.fetchall()
+    with _interrupted_after(connection, timeout_s):
+        cursor = connection.execute(text)
+        rows = cursor.fetchall() if most_rows is None else cursor.fetchmany(most_rows + 1)
+    columns = [column[0] for column in cursor.description or ()]
+    return Answer(columns, rows[:most_rows], cut=most_rows is not None and len(rows) > most_rows)
+
+
+@contextmanager
+def _interrupted_after(connection: duckdb.DuckDBPyConnection, timeout_s: float | None) -> Iterator[None]:
+    """Interrupt what runs on `connection` within the block after so long, as a QueryTimeoutError."""
+    if timeout_s is None:
+        yield
+        return
+    timer = Timer(timeout_s, connection.interrupt)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    except duckdb.InterruptException as error:
+        raise QueryTimeoutError(f"the statement was not done after {timeout_s:g} s") from error
+    finally:
+        timer.cancel()
 
 
 def check_reads_only(text: str) -> None:

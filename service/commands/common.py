@@ -27,9 +27,9 @@ class FailureError(Exception):
     """The command could not do its work: exit code 1."""
 
 
-def seconds(text: str) -> float:
-    """Return the seconds of a span such as "6h". Raises InputError."""
+def seconds(text: str, option: str = "--since") -> float:
+    """Return the seconds of a span such as "6h" that was given for `option`. Raises InputError."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", text)
     if not match:
-        raise InputError(f"--since {text!r}: expected a number and a unit, for example 90s, 15m, 6h or 30d")
+        raise InputError(f"{option} {text!r}: expected a number and a unit, for example 90s, 15m, 6h or 30d")
     return float(match[1]) * _UNITS[match[2]]

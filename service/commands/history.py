@@ -12,9 +12,10 @@ from cyclopts import Parameter
 from rich.table import Table
 
 from analytics import queries, report
+from analytics.errors import QueryTimeoutError
 from analytics.sandbox import run_sql
 from analytics.store import connect
-from service.commands.common import OUT, AsJson, Data, InputError, Since, seconds
+from service.commands.common import ERR, OUT, AsJson, Data, FailureError, InputError, Since, seconds
 
 _DATA = Path("data")
 
@@ -70,14 +71,23 @@ def sql(
     *,
     data: Data = _DATA,
     as_json: AsJson = False,
+    rows: Annotated[int, Parameter(help="At most so many rows are shown.")] = 10_000,
+    timeout: Annotated[str, Parameter(help="How long the query may take: 90s or 15m.")] = "60s",
 ) -> None:
     """Run a read-only query over the history."""
+    timeout_s = seconds(timeout, "--timeout")
+    if rows < 1 or timeout_s <= 0:
+        raise InputError(f"--rows {rows} --timeout {timeout}: expected at least one row and some time")
     with connect(data / "history") as connection:
         try:
-            columns, rows = run_sql(connection, text)
+            answer = run_sql(connection, text, most_rows=rows, timeout_s=timeout_s)
         except duckdb.Error as error:
             raise InputError(str(error)) from error
+        except QueryTimeoutError as error:
+            raise FailureError(f"{error}: ask for less, or give it more --timeout") from error
     if as_json:
-        _print_json([dict(zip(columns, row, strict=True)) for row in rows])
+        _print_json([dict(zip(answer.columns, row, strict=True)) for row in answer.rows])
     else:
-        OUT.print(report.render_rows(columns, rows))
+        OUT.print(report.render_rows(answer.columns, answer.rows))
+    if answer.cut:
+        ERR.print(f"the first {rows} rows of more: --rows sets how many", highlight=False)

@@ -39,7 +39,7 @@ def retrain(
     Safe to run from cron: one run at a time, and a run that is interrupted changes nothing.
     """
     until = time.time()
-    settings = job.Settings(block_s=seconds(block), shadow_s=seconds(watch), seed=seed)
+    settings = job.Settings(block_s=seconds(block, "--block"), shadow_s=seconds(watch, "--watch"), seed=seed)
     try:
         with _progress() as told:
             report = job.retrain(data, since=until - seconds(since), until=until, settings=settings, progress=told)

@@ -214,6 +214,21 @@ async def test_sql_reads_and_never_writes(routecast: Routecast, recorded: Path) 
     assert _written(recorded) == before
 
 
+async def test_sql_ends_by_rows_and_by_time(routecast: Routecast, recorded: Path) -> None:
+    data = ("--data", str(recorded))
+    ended = routecast("sql", "FROM range(100)", *data, "--json", "--rows", "3")
+    assert json.loads(ended.out) == [{"range": 0}, {"range": 1}, {"range": 2}]
+    assert "first 3 rows" in ended.errors
+    endless = "SELECT count(*) FROM range(100000000000) AS a, range(100000000000) AS b"
+    ended = routecast("sql", endless, *data, "--timeout", "0.05s")
+    assert ended.code == 1
+    assert "0.05 s" in ended.errors
+    for wrong in (("--rows", "0"), ("--timeout", "0s"), ("--timeout", "soon")):
+        ended = routecast("sql", "SELECT 1", *data, *wrong)
+        assert ended.code == 2
+        assert wrong[0] in ended.errors
+
+
 async def _process(*arguments: str) -> Ended:
     pipe = asyncio.subprocess.PIPE
     command = (sys.executable, "-m", "service.cli", *arguments)

@@ -5,7 +5,7 @@ from pathlib import Path
 import duckdb
 import pytest
 
-from analytics.errors import QueryRefusedError
+from analytics.errors import QueryRefusedError, QueryTimeoutError
 from analytics.sandbox import run_sql
 from analytics.segments import SegmentWriter
 from analytics.store import connect
@@ -38,9 +38,10 @@ def history(tmp_path: Path) -> Path:
     ],
 )
 def test_statements_that_read_are_run(history: Path, text: str) -> None:
-    columns, rows = run_sql(connect(history), text)
-    assert columns
-    assert all(len(row) == len(columns) for row in rows)
+    answer = run_sql(connect(history), text)
+    assert answer.columns
+    assert all(len(row) == len(answer.columns) for row in answer.rows)
+    assert not answer.cut
 
 
 WRITES = [
@@ -82,3 +83,32 @@ def test_statements_that_write_are_refused_and_nothing_changes(history: Path, te
 def test_files_outside_the_history_cannot_be_read(history: Path) -> None:
     with pytest.raises(duckdb.PermissionException):
         run_sql(connect(history), "SELECT * FROM parquet_schema('/etc/hostname')")
+
+
+@pytest.mark.parametrize("text", ["FROM range(5)", "WITH x AS (FROM range(5)) FROM x", "FROM requests, range(3)"])
+@pytest.mark.parametrize(("most_rows", "is_cut"), [(1, True), (4, True), (1000, False)])
+def test_no_more_rows_come_than_asked_for_and_it_is_told(
+    history: Path, text: str, most_rows: int, is_cut: bool
+) -> None:
+    answer = run_sql(connect(history), text, most_rows=most_rows)
+    assert answer.cut is is_cut
+    assert len(answer.rows) == (most_rows if is_cut else len(run_sql(connect(history), text).rows))
+
+
+def test_as_many_rows_as_there_are_is_not_cut(history: Path) -> None:
+    assert not run_sql(connect(history), "FROM range(5)", most_rows=5).cut
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "SELECT count(*) FROM range(100000000000) AS a, range(100000000000) AS b WHERE a.range % 7 = b.range % 11",
+        "EXPLAIN ANALYZE SELECT count(*) FROM range(100000000000) AS a, range(100000000000) AS b",
+        "WITH RECURSIVE t AS (SELECT 1 AS a UNION ALL SELECT a + 1 FROM t) SELECT max(a) FROM t",
+    ],
+)
+def test_a_statement_that_would_never_end_is_ended_and_the_next_one_runs(history: Path, text: str) -> None:
+    connection = connect(history)
+    with pytest.raises(QueryTimeoutError, match=r"after 0\.05 s"):
+        run_sql(connection, text, timeout_s=0.05)
+    assert run_sql(connection, "SELECT count(*) FROM requests", timeout_s=60.0).rows == [(2,)]
