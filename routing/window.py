@@ -7,7 +7,7 @@ may interleave.
 """
 
 from array import array
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from itertools import chain
 from math import inf, log
 
@@ -51,6 +51,7 @@ class Window:
 
     __slots__ = (
         "_baseline",
+        "_baseline_minute",
         "_baseline_newest",
         "_baseline_second",
         "_baseline_until",
@@ -80,7 +81,7 @@ class Window:
         self._known_shifts: dict[tuple[Counter, int], Shift] = {}
         self._known_second = -1
         self._baseline = NOTHING
-        self._baseline_second = self._baseline_newest = self._baseline_until = -1
+        self._baseline_minute = self._baseline_second = self._baseline_newest = self._baseline_until = -1
         self.consecutive_failures = 0
         self.last_at = 0.0
         self._first_at = inf
@@ -199,14 +200,31 @@ class Window:
         """Return the counts over the last hour, to the minute."""
         return Sums(self._minutes.at(int(now) // 60 - MINUTES, self._totals), self._totals)
 
+    def columns(self, now: float, spans_s: Sequence[int]) -> "array[float]":
+        """Return rows of one figure per `Counter`, one after the other: the running totals now, at the beginning of
+        each span (1 to 300 s) and of the last hour (to the minute), and the counts of the baseline.
+
+        For readers of many windows, who compute on all of them at once; `sums` is the difference of two such rows.
+        """
+        second, totals, at = int(now), self._totals, self._seconds.at
+        rows = totals[:]
+        for span_s in spans_s:
+            rows += at(second - span_s, totals)
+        rows += self._minutes.at(second // 60 - MINUTES, totals)
+        rows.extend(self.baseline(now))
+        return rows
+
     def baseline(self, now: float) -> Sums:
         """Return the endpoint's own normal: the last 30 minutes without the newest five, to the minute.
 
         While that holds fewer than 20 latency values, the newest minute is left out instead, then the newest 15 s, so
         that a young endpoint is compared with its oldest evidence; empty while even that has fewer.
         """
-        # It rests on seconds that are over: it can change only when another second or a closed one begins.
+        # It rests on seconds that are over: it can change only when another second or a closed one begins, and one of
+        # closed minutes only with the minute.
         second, newest = int(now), self._seconds.newest
+        if second // 60 == self._baseline_minute:
+            return self._baseline
         if second != self._baseline_second or newest != self._baseline_newest:
             self._baseline = self._make_baseline(second)
             self._baseline_second, self._baseline_newest = second, newest
@@ -216,9 +234,12 @@ class Window:
         return self._baseline
 
     def _make_baseline(self, second: int) -> Sums:
-        oldest = self._minutes.at(second // 60 - 30, self._totals)
-        self._baseline_until = (second // 60 - 4) * 60
-        values = Sums(oldest, self._minutes.at(second // 60 - 5, self._totals))
+        minute = second // 60
+        oldest = self._minutes.at(minute - 30, self._totals)
+        self._baseline_until = (minute - 4) * 60
+        values = Sums(oldest, self._minutes.at(minute - 5, self._totals))
+        settled = values.latency_samples >= MIN_BASELINE and minute - 5 < self._minutes.newest
+        self._baseline_minute = minute if settled else -1
         for left_out_s in (60, 15):
             if values.latency_samples >= MIN_BASELINE:
                 return values

@@ -14,20 +14,13 @@ from math import log1p
 import numpy as np
 import numpy.typing as npt
 
-from routing.counts import Counter
 from routing.window import Window
 from scoring.reading import SPANS_S, Reading
 
+_Floats = npt.NDArray[np.float64]
+
 _REVISION = 1
 _MIN_ATTEMPTS = 6
-_LIMITED = Counter.RATE_LIMITED
-_FAILURES = (
-    Counter.SERVER_ERROR,
-    Counter.TIMEOUT,
-    Counter.CONNECT_ERROR,
-    Counter.BROKEN,
-    Counter.POOR_ANSWER,
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +33,12 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class PeerContext:
-    """Shares in [0, 1] of the other endpoints of the same provider and region that are in trouble; 0 without others."""
+    """Per endpoint: the shares in [0, 1] of the others of its provider and its region that are in trouble; 0 without
+    others.
+    """
 
-    provider: float = 0.0
-    region: float = 0.0
+    provider: _Floats
+    region: _Floats
 
 
 class Group(StrEnum):
@@ -57,7 +52,8 @@ class Group(StrEnum):
     TRAFFIC = "traffic and evidence"
 
 
-Compute = Callable[[Reading, PeerContext], float]
+# One value for each endpoint that is read.
+Compute = Callable[[Reading, PeerContext], _Floats]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,48 +73,49 @@ class Feature:
     compute: Compute
 
 
-_Span = Callable[[Reading, int], float]
+_Figure = Callable[[Reading], _Floats]
 
 
-def _counted(*counters: Counter) -> _Span:
-    return lambda reading, span_s: reading.deviance(span_s, *counters)
+def _over(figure: _Figure, span_s: int) -> Compute:
+    span = SPANS_S.index(span_s)
+    return lambda reading, _: np.asarray(figure(reading)[span])
 
 
-def _over(figure: _Span, span_s: int) -> Compute:
-    return lambda reading, _: figure(reading, span_s)
+def _slope(figure: _Figure, short_s: int, long_s: int) -> Compute:
+    short, long = SPANS_S.index(short_s), SPANS_S.index(long_s)
+    return lambda reading, _: np.asarray(figure(reading)[short] - figure(reading)[long])
 
 
-def _slope(figure: _Span, short_s: int, long_s: int) -> Compute:
-    return lambda reading, _: figure(reading, short_s) - figure(reading, long_s)
-
-
-def _now(figure: Callable[[Reading], float]) -> Compute:
+def _now(figure: _Figure) -> Compute:
     return lambda reading, _: figure(reading)
 
 
 # (group, stem of the name, unit, direction, meaning, figure): one feature for each span.
-_PER_SPAN: tuple[tuple[Group, str, str, int, str, _Span], ...] = (
+_PER_SPAN: tuple[tuple[Group, str, str, int, str, _Figure], ...] = (
     (
         Group.FAILURES, "failures", "sd", 1, "failures against the baseline's rate, signed Poisson deviance",
-        _counted(*_FAILURES),
+        lambda r: r.failure_deviance,
     ),
     (
         Group.RATE_LIMITS, "limited", "sd", 1, "429 answers against the baseline's rate, signed Poisson deviance",
-        _counted(_LIMITED),
+        lambda r: r.limited_deviance,
     ),
     (
         Group.FAILURES, "failure_rate", "share", 1, "failures among judged attempts, drawn towards 0.5 %",
-        Reading.failure_rate,
+        lambda r: r.failure_rate,
     ),
     (
         Group.LATENCY, "latency_shift", "log ratio", 1, "mean latency against the baseline, both channels",
-        Reading.latency_shift,
+        lambda r: r.latency_shift,
     ),
-    (Group.LATENCY, "latency_z", "sd", 1, "the latency shift in its own standard errors", Reading.latency_z),
-    (Group.LATENCY, "slow_share", "share", 1, "latencies above 2.5 times the baseline", Reading.slow_share),
+    (Group.LATENCY, "latency_z", "sd", 1, "the latency shift in its own standard errors", lambda r: r.latency_z),
+    (
+        Group.LATENCY, "slow_share", "share", 1, "latencies above 2.5 times the baseline",
+        lambda r: r.slow_share,
+    ),
     (
         Group.TRAFFIC, "attempts", "log count", 0, "answered attempts the span rests on",
-        lambda r, span_s: log1p(r.answered(span_s)),
+        lambda r: np.log1p(r.span.answered),
     ),
 )  # fmt: skip
 
@@ -126,67 +123,67 @@ _PER_SPAN: tuple[tuple[Group, str, str, int, str, _Span], ...] = (
 _SINGLE: tuple[tuple[Group, str, str, int, int, str, Compute], ...] = (
     (
         Group.FAILURES, "timeouts_60s", "sd", 60, 1, "timeouts against the baseline's rate, signed Poisson deviance",
-        _over(_counted(Counter.TIMEOUT), 60),
+        _over(lambda r: r.timeout_deviance, 60),
     ),
     (
         Group.LATENCY, "latency_slope_15_60s", "log ratio", 60, 0, "latency of 15 s against that of 60 s",
-        _slope(Reading.latency_shift, 15, 60),
+        _slope(lambda r: r.latency_shift, 15, 60),
     ),
     (
         Group.LATENCY, "latency_slope_60_300s", "log ratio", 300, 0, "latency of 60 s against that of 300 s",
-        _slope(Reading.latency_shift, 60, 300),
+        _slope(lambda r: r.latency_shift, 60, 300),
     ),
     (
         Group.FAILURES, "failure_slope_15_60s", "share", 60, 0, "failure rate of 15 s minus that of 60 s",
-        _slope(Reading.failure_rate, 15, 60),
+        _slope(lambda r: r.failure_rate, 15, 60),
     ),
     (
         Group.FAILURES, "failure_slope_60_300s", "share", 300, 0, "failure rate of 60 s minus that of 300 s",
-        _slope(Reading.failure_rate, 60, 300),
+        _slope(lambda r: r.failure_rate, 60, 300),
     ),
     (
         Group.RATE_LIMITS, "limited_rate_60s", "share", 60, 1,
-        "429 answers among answered attempts, drawn towards 0.5 %", _over(Reading.limited_rate, 60),
+        "429 answers among answered attempts, drawn towards 0.5 %", _over(lambda r: r.limited_rate, 60),
     ),
     (
         Group.RATE_LIMITS, "limited_slope_15_60s", "share", 60, 0, "429 rate of 15 s minus that of 60 s",
-        _slope(Reading.limited_rate, 15, 60),
+        _slope(lambda r: r.limited_rate, 15, 60),
     ),
     (
         Group.LATENCY, "spread_ratio_60s", "log ratio", 60, 0, "latency spread against the baseline's",
-        _over(Reading.spread_ratio, 60),
+        _over(lambda r: r.spread_ratio, 60),
     ),
     (
         Group.LATENCY, "token_shift_60s", "log ratio", 60, 1, "seconds per output token against the baseline",
-        _over(Reading.token_shift, 60),
+        _over(lambda r: r.token_shift, 60),
     ),
     (
         Group.WAITING, "in_flight_excess", "log ratio", 0, 1,
-        "attempts in flight against arrivals times usual time in service", _now(Reading.in_flight_excess),
+        "attempts in flight against arrivals times usual time in service", _now(lambda r: r.in_flight_excess),
     ),
     (
         Group.WAITING, "waiting_ratio", "log ratio", 0, 1, "oldest wait for a first byte against the usual latency",
-        _now(Reading.waiting_ratio),
+        _now(lambda r: r.waiting_ratio),
     ),
     (
         Group.WAITING, "overdue", "log count", 0, 1, "attempts that have waited three times the usual latency",
-        _now(Reading.overdue),
+        _now(lambda r: r.overdue),
     ),
     (
         Group.FAILURES, "consecutive_failures", "log count", 0, 1, "failures in a row",
-        _now(lambda reading: log1p(reading.window.consecutive_failures)),
+        _now(lambda r: r.consecutive_failures),
     ),
     (
         Group.FAILURES, "earlier_failure_rate", "share", 3600, 1,
-        "failures and 429 of the last hour without the last 300 s", _now(Reading.earlier_failure_rate),
+        "failures and 429 of the last hour without the last 300 s", _now(lambda r: r.earlier_failure_rate),
     ),
     (
         Group.TRAFFIC, "traffic_ratio", "log ratio", 300, 0, "arrival rate of 15 s against that of 300 s",
-        _now(Reading.traffic_ratio),
+        _now(lambda r: r.traffic_ratio),
     ),
     (
         Group.TRAFFIC, "baseline_samples", "log count", 1800, 0, "latency values the baseline rests on",
-        _now(lambda reading: log1p(reading.baseline.latency_samples)),
+        _now(lambda r: np.log1p(r.usual.latencies)),
     ),
     (
         Group.PEERS, "provider_peers", "share", 60, 1, "other endpoints of the provider that are in trouble",
@@ -222,7 +219,7 @@ def _feature_set() -> str:
 FEATURE_SET: str = _feature_set()
 
 
-def in_domain(x: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
+def in_domain(x: _Floats) -> npt.NDArray[np.bool_]:
     """Tell which rows of `x` (n × len(FEATURES)) rest on evidence enough for a forecast.
 
     An endpoint without a baseline cannot be compared with itself, and one without recent attempts shows nothing; both
@@ -232,36 +229,32 @@ def in_domain(x: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
     return np.asarray((x[:, _BASELINE] > 0) & recent)
 
 
-def vector(window: Window, now: float, peers: PeerContext) -> list[float]:
-    """One row: the features of one endpoint at `now`, in the order of `FEATURES`, all finite."""
-    return _row(Reading(window, now), peers)
+def matrix(members: Sequence[Member], windows: Sequence[Window], now: float) -> _Floats:
+    """The features of all endpoints at `now`, n × len(FEATURES), all finite: row i for `members[i]` and `windows[i]`.
+
+    Raises ValueError when there are not as many members as windows.
+    """
+    if len(members) != len(windows):
+        raise ValueError(f"{len(members)} members and {len(windows)} windows: expected as many")
+    reading = Reading(windows, now)
+    peers = peer_context(members, reading.in_trouble)
+    x = np.empty((len(windows), len(FEATURES)))
+    for column, feature in enumerate(FEATURES):
+        x[:, column] = feature.compute(reading, peers)
+    return x
 
 
-def matrix(members: Sequence[Member], windows: Sequence[Window], now: float) -> npt.NDArray[np.float64]:
-    """The features of all endpoints at `now`, n × len(FEATURES), row i for `members[i]` and `windows[i]`."""
-    readings = [Reading(window, now) for window in windows]
-    contexts = peer_contexts(members, [reading.in_trouble for reading in readings])
-    rows = [_row(reading, peers) for reading, peers in zip(readings, contexts, strict=True)]
-    return np.array(rows, dtype=np.float64).reshape(len(rows), len(FEATURES))
-
-
-def peer_contexts(members: Sequence[Member], in_trouble: Sequence[bool]) -> list[PeerContext]:
+def peer_context(members: Sequence[Member], in_trouble: npt.NDArray[np.bool_]) -> PeerContext:
     """What each endpoint has to know of its peers, from who is in trouble."""
-    totals: dict[tuple[str, str], tuple[int, int]] = {}
-    for member, trouble in zip(members, in_trouble, strict=True):
-        for domain in (("provider", member.provider), ("region", member.region)):
-            count, bad = totals.get(domain, (0, 0))
-            totals[domain] = (count + 1, bad + trouble)
-
-    def share(domain: tuple[str, str], own: bool) -> float:
-        count, bad = totals[domain]
-        return (bad - own) / (count - 1) if count > 1 else 0.0
-
-    return [
-        PeerContext(share(("provider", member.provider), own), share(("region", member.region), own))
-        for member, own in zip(members, in_trouble, strict=True)
-    ]
+    return PeerContext(
+        _share_of_others([member.provider for member in members], in_trouble),
+        _share_of_others([member.region for member in members], in_trouble),
+    )
 
 
-def _row(reading: Reading, peers: PeerContext) -> list[float]:
-    return [feature.compute(reading, peers) for feature in FEATURES]
+def _share_of_others(domains: Sequence[str], in_trouble: npt.NDArray[np.bool_]) -> _Floats:
+    numbers: dict[str, int] = {}
+    domain = np.array([numbers.setdefault(name, len(numbers)) for name in domains], dtype=np.int64)
+    others = np.bincount(domain)[domain] - 1
+    bad = np.bincount(domain, weights=in_trouble)[domain] - in_trouble
+    return np.asarray(bad / np.maximum(others, 1))

@@ -1,163 +1,271 @@
-"""What one window says at one moment: counts per span, compared with the endpoint's own baseline.
+"""What windows say at one moment: counts per span, compared with each endpoint's own baseline.
 
 The rule of this file: everything is relative to the endpoint itself. Raw milliseconds and raw rates tell endpoints
 apart, not good moments from bad ones. Every figure is finite for every window, the empty one included.
+
+All endpoints are read at once. Arrays end in the axis of endpoints (n); those over spans are spans × n, in the order of
+`SPANS_S`. What one endpoint's figures are never depends on who else is read, to the last bit: training fills in with
+other company what serving computed.
 """
 
-from math import exp, log, log1p, sqrt
+from collections.abc import Sequence
+from functools import cached_property
+from math import log
 
-from routing.counts import Counter, Sums
+import numpy as np
+import numpy.typing as npt
+
+from routing.counts import Counter
 from routing.window import Window
+
+_Floats = npt.NDArray[np.float64]
 
 SPANS_S = (15, 60, 300)
 # A short baseline has seen too little to be believed: it is averaged with this many attempts of a usual endpoint.
 _PRIOR_RATE = 0.005
 _PRIOR_ATTEMPTS = 40.0
 _MIN_SPREAD = 0.1
-_CHANNELS = (Counter.TTFT_N, Counter.REPLY_N)
+_LATENCY = (Counter.TTFT_N, Counter.REPLY_N)
+_FAILURES = (Counter.SERVER_ERROR, Counter.TIMEOUT, Counter.CONNECT_ERROR, Counter.BROKEN, Counter.POOR_ANSWER)
 _OVERDUE_RATIO = 3.0
+_SHORT, _MINUTE, _LONG = range(len(SPANS_S))
 
 
-def signed_deviance(count: float, expected: float) -> float:
-    """Return the signed root of the Poisson deviance of `count` (>= 0) from `expected` (> 0).
+def signed_deviance(count: _Floats, expected: _Floats) -> _Floats:
+    """Return the signed root of the Poisson deviance of each `count` (>= 0) from `expected` (> 0).
 
     About standard normal when the count is as expected, positive above it (McCullagh and Nelder, "Generalized Linear
     Models", section 2.4).
     """
-    if count <= 0:
-        return -sqrt(2 * expected)
-    half = max(0.0, count * log(count / expected) - (count - expected))
-    return sqrt(2 * half) if count >= expected else -sqrt(2 * half)
+    half = np.maximum(0.0, count * np.log(np.maximum(count, 1e-300) / expected) - (count - expected))
+    return np.asarray(np.copysign(np.sqrt(2 * half), count - expected))
+
+
+class Counts:
+    """Counts of spans or of baselines, `values` is counters × … × n, and what follows from them."""
+
+    def __init__(self, values: _Floats) -> None:
+        self.values = values
+
+    def __getitem__(self, counter: Counter) -> _Floats:
+        return np.asarray(self.values[counter])
+
+    @cached_property
+    def failures(self) -> _Floats:
+        """Attempts that gave their caller no usable answer by the endpoint's fault."""
+        return self.total(_FAILURES)
+
+    @cached_property
+    def judged(self) -> _Floats:
+        """Successes and failures."""
+        return self[Counter.OK] + self.failures
+
+    @cached_property
+    def answered(self) -> _Floats:
+        """Attempts that say something about the endpoint or its quota."""
+        return self.judged + self[Counter.RATE_LIMITED]
+
+    @cached_property
+    def bad(self) -> _Floats:
+        """Failures and rate limits."""
+        return self.failures + self[Counter.RATE_LIMITED]
+
+    @cached_property
+    def latencies(self) -> _Floats:
+        """Latency values of both channels."""
+        return self[Counter.TTFT_N] + self[Counter.REPLY_N]
+
+    def total(self, counters: Sequence[Counter]) -> _Floats:
+        """Return the sum of some counters."""
+        found = self[counters[0]]
+        for counter in counters[1:]:
+            found = found + self[counter]
+        return found
+
+    def mean_log(self, first: Counter) -> _Floats:
+        """Mean logarithm of the channel whose `_N` counter is `first`; 0 without values."""
+        return np.asarray(self.values[first + 1] / np.maximum(self.values[first], 1.0))
+
+    def spread(self, first: Counter) -> _Floats:
+        """Standard deviation of the logarithms of a channel; 0 with fewer than two values."""
+        mean = self.mean_log(first)
+        variance = self.values[first + 2] / np.maximum(self.values[first], 1.0) - mean * mean
+        return np.asarray(np.where(self.values[first] >= 2, np.sqrt(np.maximum(variance, 0.0)), 0.0))
 
 
 class Reading:
-    """One endpoint's window at `now` (seconds of the window's clock), with each span summed once."""
+    """The windows of n endpoints at `now` (seconds of the windows' clock).
 
-    __slots__ = ("baseline", "hour", "now", "span", "usual_s", "window")
+    `span`: counts over each of SPANS_S; `usual`: those of the baselines; `earlier`: those of the last hour without the
+    longest span.
+    """
 
-    def __init__(self, window: Window, now: float) -> None:
-        self.window = window
-        self.now = now
-        self.baseline = window.baseline(now)
-        self.span: dict[int, Sums] = {span_s: window.sums(now, span_s) for span_s in SPANS_S}
-        self.hour = window.hour(now)
-        self.usual_s = self._usual_s()
+    def __init__(self, windows: Sequence[Window], now: float) -> None:
+        self._windows = windows
+        self._now = now
+        raw = np.frombuffer(b"".join([window.columns(now, SPANS_S) for window in windows]))
+        rows = np.ascontiguousarray(raw.reshape(len(windows), len(SPANS_S) + 3, len(Counter)).transpose(2, 1, 0))
+        self.span = Counts(rows[:, :1] - rows[:, 1:-2])
+        self.earlier = Counts(rows[:, _LONG + 1] - rows[:, -2])
+        self.usual = Counts(rows[:, -1])
+        # Per channel: usual mean and spread of the logarithms, by those who have values of it.
+        self._means = [self.usual.mean_log(first) for first in _LATENCY]
+        self._spreads = [self.usual.spread(first) for first in _LATENCY]
 
-    def deviance(self, span_s: int, *counters: Counter) -> float:
-        """Signed deviance of the sum of `counters` over a span from what the baseline lets expect."""
-        usual = self.baseline
-        seen = sum(usual[counter] for counter in counters)
-        rate = (seen + _PRIOR_RATE * _PRIOR_ATTEMPTS) / (_answered(usual) + _PRIOR_ATTEMPTS)
-        current = self.span[span_s]
-        return signed_deviance(sum(current[counter] for counter in counters), max(rate * _answered(current), 1e-6))
+    def deviance(self, *counters: Counter) -> _Floats:
+        """Signed deviance of the sum of `counters` over each span from what the baseline lets expect."""
+        rate = (self.usual.total(counters) + _PRIOR_RATE * _PRIOR_ATTEMPTS) / (self.usual.answered + _PRIOR_ATTEMPTS)
+        return signed_deviance(self.span.total(counters), np.maximum(rate * self.span.answered, 1e-6))
 
-    def answered(self, span_s: int) -> float:
-        """Attempts of a span that say something about the endpoint or its quota."""
-        return _answered(self.span[span_s])
+    @cached_property
+    def failure_deviance(self) -> _Floats:
+        """Failures of each span against the baseline's rate."""
+        return self.deviance(*_FAILURES)
 
-    def failure_rate(self, span_s: int) -> float:
-        """Failures over a span as a share of judged attempts, drawn towards the prior, in [0, 1]."""
-        current = self.span[span_s]
-        return (current.failures + _PRIOR_RATE * 10) / (current.judged + 10)
+    @cached_property
+    def limited_deviance(self) -> _Floats:
+        """Rate limits of each span against the baseline's rate."""
+        return self.deviance(Counter.RATE_LIMITED)
 
-    def limited_rate(self, span_s: int) -> float:
-        """Rate limits over a span as a share of answered attempts, drawn towards the prior, in [0, 1]."""
-        current = self.span[span_s]
-        return (current[Counter.RATE_LIMITED] + _PRIOR_RATE * 10) / (_answered(current) + 10)
+    @cached_property
+    def timeout_deviance(self) -> _Floats:
+        """Timeouts of each span against the baseline's rate."""
+        return self.deviance(Counter.TIMEOUT)
 
-    def latency_shift(self, span_s: int) -> float:
-        """Mean log ratio of the span's latency to the baseline's, over both channels; 0 without evidence."""
-        return self._shift(span_s)[0]
+    @cached_property
+    def failure_rate(self) -> _Floats:
+        """Failures of each span as a share of judged attempts, drawn towards the prior, in [0, 1]."""
+        return (self.span.failures + _PRIOR_RATE * 10) / (self.span.judged + 10)
 
-    def latency_z(self, span_s: int) -> float:
+    @cached_property
+    def limited_rate(self) -> _Floats:
+        """Rate limits of each span as a share of answered attempts, drawn towards the prior, in [0, 1]."""
+        return (self.span[Counter.RATE_LIMITED] + _PRIOR_RATE * 10) / (self.span.answered + 10)
+
+    @cached_property
+    def latency_shift(self) -> _Floats:
+        """Mean log ratio of each span's latency to the baseline's, over both channels; 0 without evidence."""
+        return self._shift_and_error[0]
+
+    @cached_property
+    def latency_z(self) -> _Floats:
         """The latency shift in its own standard errors."""
-        shift, variance = self._shift(span_s)
-        return shift / sqrt(variance)
+        shift, error = self._shift_and_error
+        return shift / error
 
-    def _shift(self, span_s: int) -> tuple[float, float]:
-        current, usual = self.span[span_s], self.baseline
-        weight = shift = variance = 0.0
-        for first in _CHANNELS:
-            n, known = current[first], usual[first]
-            if n and known:
-                spread = max(_MIN_SPREAD, usual.spread(first))
-                weight += n
-                shift += n * (current.mean_log(first) - usual.mean_log(first))
-                variance += n * n * spread * spread * (1 / n + 1 / known)
-        return (shift / weight, variance / (weight * weight)) if weight else (0.0, 1.0)
+    @cached_property
+    def _shift_and_error(self) -> tuple[_Floats, _Floats]:
+        shape = self.span.latencies.shape
+        weight, shift, variance = np.zeros(shape), np.zeros(shape), np.zeros(shape)
+        for first, mean, spread in zip(_LATENCY, self._means, self._spreads, strict=True):
+            n, known = self.span[first], self.usual[first]
+            n = np.where(known > 0, n, 0.0)
+            floored = np.maximum(_MIN_SPREAD, spread)
+            weight += n
+            shift += n * (self.span.mean_log(first) - mean)
+            variance += n * (1 + n / np.maximum(known, 1.0)) * (floored * floored)
+        some = weight > 0
+        weight = np.where(some, weight, 1.0)
+        return np.where(some, shift / weight, 0.0), np.where(some, np.sqrt(variance) / weight, 1.0)
 
-    def spread_ratio(self, span_s: int) -> float:
-        """Log ratio of the span's latency spread to the baseline's, over both channels; 0 without evidence."""
-        current, usual = self.span[span_s], self.baseline
-        weight = ratio = 0.0
-        for first in _CHANNELS:
-            n = current[first]
-            if n >= 5 and usual[first] >= 5:
-                weight += n
-                ratio += n * log(max(0.01, current.spread(first)) / max(_MIN_SPREAD, usual.spread(first)))
-        return ratio / weight if weight else 0.0
+    @cached_property
+    def spread_ratio(self) -> _Floats:
+        """Log ratio of each span's latency spread to the baseline's, over both channels; 0 without evidence."""
+        shape = self.span.latencies.shape
+        weight, ratio = np.zeros(shape), np.zeros(shape)
+        for first, spread in zip(_LATENCY, self._spreads, strict=True):
+            n = self.span[first]
+            n = np.where((n >= 5) & (self.usual[first] >= 5), n, 0.0)
+            weight += n
+            ratio += n * np.log(np.maximum(0.01, self.span.spread(first)) / np.maximum(_MIN_SPREAD, spread))
+        return np.asarray(ratio / np.maximum(weight, 1.0))
 
-    def slow_share(self, span_s: int) -> float:
-        """Share of the span's latencies above 2.5 times the baseline, drawn towards 0, in [0, 1]."""
-        current = self.span[span_s]
-        return current[Counter.SLOW] / (current.latency_samples + 2)
+    @cached_property
+    def slow_share(self) -> _Floats:
+        """Share of each span's latencies above 2.5 times the baseline, drawn towards 0, in [0, 1]."""
+        return np.asarray(self.span[Counter.SLOW] / (self.span.latencies + 2))
 
-    def token_shift(self, span_s: int) -> float:
-        """Log ratio of the span's seconds per output token to the baseline's; 0 without evidence."""
-        current, usual = self.span[span_s], self.baseline
-        if min(current[Counter.OUTPUT_TOKENS], usual[Counter.OUTPUT_TOKENS]) < 1:
-            return 0.0
-        pace = current[Counter.GENERATION_S] / current[Counter.OUTPUT_TOKENS]
-        usual_pace = usual[Counter.GENERATION_S] / usual[Counter.OUTPUT_TOKENS]
-        return log(max(pace, 1e-6) / max(usual_pace, 1e-6))
+    @cached_property
+    def token_shift(self) -> _Floats:
+        """Log ratio of each span's seconds per output token to the baseline's; 0 without evidence."""
+        known = np.minimum(self.span[Counter.OUTPUT_TOKENS], self.usual[Counter.OUTPUT_TOKENS]) >= 1
+        pace = np.log(np.maximum(_pace(self.span), 1e-6)) - np.log(np.maximum(_pace(self.usual), 1e-6))
+        return np.asarray(np.where(known, pace, 0.0))
 
-    def in_flight_excess(self) -> float:
+    @cached_property
+    def usual_s(self) -> _Floats:
+        """One standard deviation above the usual latency of the slower channel, in seconds; 0 without a baseline."""
+        slowest = np.zeros(len(self._windows))
+        for first, mean, spread in zip(_LATENCY, self._means, self._spreads, strict=True):
+            has_share = self.usual[first] >= np.maximum(1.0, 0.05 * self.usual.latencies)
+            slowest = np.maximum(slowest, np.where(has_share, np.exp(mean + spread), 0.0))
+        return slowest
+
+    @cached_property
+    def in_flight_excess(self) -> _Floats:
         """Log ratio of attempts in flight to what Little's law lets expect: arrivals times the usual time in service.
 
         0 without a baseline.
         """
-        usual = self.baseline
-        if not self.usual_s:
-            return 0.0
-        held_s = self.usual_s + usual[Counter.GENERATION_S] / max(1.0, usual[Counter.OK])
-        return log((self.window.in_flight + 1) / (self.span[15][Counter.STARTED] / 15 * held_s + 1))
+        in_flight = np.array([window.in_flight for window in self._windows], dtype=np.float64)
+        held_s = self.usual_s + self.usual[Counter.GENERATION_S] / np.maximum(1.0, self.usual[Counter.OK])
+        expected = self.span[Counter.STARTED][_SHORT] / SPANS_S[_SHORT] * held_s
+        return np.asarray(np.where(self.usual_s > 0, np.log((in_flight + 1) / (expected + 1)), 0.0))
 
-    def waiting_ratio(self) -> float:
+    @cached_property
+    def waiting_ratio(self) -> _Floats:
         """Log of 1 plus the oldest wait for a first byte over the usual latency; 0 without a usual one."""
-        return log1p(self.window.oldest_waiting_s(self.now) / self.usual_s) if self.usual_s else 0.0
+        endpoint, waited_s = self._waits
+        oldest_s = np.zeros(len(self._windows))
+        np.maximum.at(oldest_s, endpoint, waited_s)
+        has_usual = self.usual_s > 0
+        return np.asarray(np.log1p(np.where(has_usual, oldest_s / np.where(has_usual, self.usual_s, 1.0), 0.0)))
 
-    def overdue(self) -> float:
+    @cached_property
+    def overdue(self) -> _Floats:
         """Log of 1 plus how many attempts in flight have waited three times the usual latency."""
-        return log1p(self.window.hanging(self.now, _OVERDUE_RATIO * self.usual_s)) if self.usual_s else 0.0
+        endpoint, waited_s = self._waits
+        limit_s = np.where(self.usual_s > 0, _OVERDUE_RATIO * self.usual_s, np.inf)
+        count = np.bincount(endpoint[waited_s > limit_s[endpoint]], minlength=len(self._windows))
+        return np.log1p(count.astype(np.float64))
 
-    def traffic_ratio(self) -> float:
+    @cached_property
+    def _waits(self) -> tuple[npt.NDArray[np.int64], _Floats]:
+        """Every attempt that waits for its first byte: whose it is, and for how long. Streams and whole replies alike:
+        history does not know of every failed attempt which it was.
+        """
+        now, counts, since = self._now, [], list[float]()
+        for window in self._windows:
+            before = len(since)
+            since += window.waiting(streamed=True)
+            since += window.waiting(streamed=False)
+            counts.append(len(since) - before)
+        return np.repeat(np.arange(len(counts)), counts), np.maximum(0.0, now - np.array(since, dtype=np.float64))
+
+    @cached_property
+    def traffic_ratio(self) -> _Floats:
         """Log ratio of the arrival rate of the last 15 s to that of the last 300 s, each drawn towards 0."""
-        return log((self.span[15][Counter.STARTED] + 1) / (self.span[300][Counter.STARTED] / 20 + 1))
+        started = self.span[Counter.STARTED]
+        return np.asarray(np.log((started[_SHORT] + 1) / (started[_LONG] / 20 + 1)))
 
-    def earlier_failure_rate(self) -> float:
+    @cached_property
+    def earlier_failure_rate(self) -> _Floats:
         """Failures and rate limits of the last hour, without the last 300 s, as a share of answered attempts."""
-        bad = _bad(self.hour) - _bad(self.span[300])
-        return max(0.0, bad) / (max(0.0, _answered(self.hour) - _answered(self.span[300])) + 20)
+        return np.asarray(np.maximum(0.0, self.earlier.bad) / (np.maximum(0.0, self.earlier.answered) + 20))
+
+    @cached_property
+    def consecutive_failures(self) -> _Floats:
+        """Log of 1 plus the failures in a row."""
+        return np.log1p(np.array([window.consecutive_failures for window in self._windows], dtype=np.float64))
 
     @property
-    def in_trouble(self) -> bool:
-        """Tell whether the last minute alone shows trouble: what its peers should know of it."""
-        current = self.span[60]
-        failing = _bad(current) >= 3 and _bad(current) >= 0.1 * _answered(current)
-        return failing or (current.latency_samples >= 5 and self.latency_shift(60) >= log(2.0))
-
-    def _usual_s(self) -> float:
-        """One standard deviation above the usual latency of the slower channel, in seconds; 0 without a baseline."""
-        usual, slowest = self.baseline, 0.0
-        for first in _CHANNELS:
-            if usual[first] >= max(1.0, 0.05 * usual.latency_samples):
-                slowest = max(slowest, exp(usual.mean_log(first) + usual.spread(first)))
-        return slowest
+    def in_trouble(self) -> npt.NDArray[np.bool_]:
+        """Tell where the last minute alone shows trouble: what its peers should know of it."""
+        bad, answered = self.span.bad[_MINUTE], self.span.answered[_MINUTE]
+        slow = (self.span.latencies[_MINUTE] >= 5) & (self.latency_shift[_MINUTE] >= log(2.0))
+        return np.asarray(((bad >= 3) & (bad >= 0.1 * answered)) | slow)
 
 
-def _answered(sums: Sums) -> float:
-    return sums.judged + sums[Counter.RATE_LIMITED]
-
-
-def _bad(sums: Sums) -> float:
-    return sums.failures + sums[Counter.RATE_LIMITED]
+def _pace(counts: Counts) -> _Floats:
+    """Seconds per output token."""
+    return np.asarray(counts[Counter.GENERATION_S] / np.maximum(counts[Counter.OUTPUT_TOKENS], 1.0))

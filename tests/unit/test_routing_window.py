@@ -54,6 +54,25 @@ def test_the_hour_forgets_what_is_older() -> None:
     assert window.hour(EPOCH + 9000)[Counter.TIMEOUT] == 0
 
 
+@pytest.mark.parametrize("seed", [3, 4])
+def test_columns_are_what_the_sums_are_made_of(seed: int) -> None:
+    """Young and old, asked in any order of time: a baseline kept for a minute is the one made anew."""
+    rng, window, now, spans_s = random.Random(seed), Window(), EPOCH, (15, 60, SECONDS)
+    width = len(Counter)
+    for _ in range(1500):
+        now += rng.choice([0.2, 1.0, 3.0, 30.0]) * rng.random()
+        _finish(window, now - rng.choice([0.0, 0.0, 5.0]), rng.choice(list(Outcome)), ttft_s=rng.random())
+        asked = now + rng.choice([0.0, 0.5, 40.0, 400.0, 2000.0])
+        flat = window.columns(asked, spans_s).tolist()
+        rows = [flat[i : i + width] for i in range(0, len(flat), width)]
+        sums = [*(window.sums(asked, span_s) for span_s in spans_s), window.hour(asked)]
+        for older, expected in zip(rows[1:], [list(counts) for counts in sums], strict=False):
+            assert [a - b for a, b in zip(rows[0], older, strict=True)] == expected
+        assert rows[-1] == list(window.baseline(asked))
+        if asked < now + 1:
+            assert rows[-1] == list(window._make_baseline(int(asked)))
+
+
 def test_a_long_silence_empties_every_window() -> None:
     window = Window()
     for i in range(50):

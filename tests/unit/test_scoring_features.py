@@ -8,11 +8,10 @@ from hypothesis import strategies as st
 from routing.outcomes import Outcome
 from routing.window import Window
 from scoring import features
-from scoring.features import FEATURE_SET, FEATURES, NAMES, Member, PeerContext, in_domain, matrix, peer_contexts, vector
+from scoring.features import FEATURE_SET, FEATURES, NAMES, Member, in_domain, matrix, peer_context
 from scoring.reading import signed_deviance
 from tools import features as tools_features
 
-ALONE = PeerContext()
 START = 1_700_000_000.0
 
 _finite = st.floats(min_value=0.0, max_value=3600.0, allow_nan=False)
@@ -26,6 +25,12 @@ _event = st.tuples(
     st.integers(min_value=0, max_value=100_000),
     _finite,
 )
+
+
+def vector(window: Window, now: float) -> list[float]:
+    """The features of an endpoint without peers."""
+    row: list[float] = matrix([Member("a", "eu")], [window], now)[0].tolist()
+    return row
 
 
 def quiet_then(window: Window, quiet_s: int, then: float, for_s: int, outcome: Outcome = Outcome.OK) -> float:
@@ -64,7 +69,7 @@ def test_every_observation_sequence_gives_finite_values(events: list[tuple[objec
                 output_tokens=tokens,
                 generation_s=float(str(generation_s)),
             )
-    values = vector(window, now + later, PeerContext(1.0, 0.5))
+    values = vector(window, now + later)
     assert len(values) == len(FEATURES)
     assert all(math.isfinite(value) for value in values), dict(zip(NAMES, values, strict=True))
 
@@ -72,7 +77,7 @@ def test_every_observation_sequence_gives_finite_values(events: list[tuple[objec
 def test_a_latency_ramp_shows_in_shift_z_and_slope() -> None:
     window = Window()
     now = quiet_then(window, 400, 0.3, 10)
-    row = dict(zip(NAMES, vector(window, now, ALONE), strict=True))
+    row = dict(zip(NAMES, vector(window, now), strict=True))
     assert 0.5 < row["latency_shift_15s"] < math.log(3) + 0.05
     assert row["latency_shift_15s"] > row["latency_shift_60s"] > row["latency_shift_300s"] > 0
     assert row["latency_z_60s"] > 5
@@ -88,7 +93,7 @@ def test_features_are_relative_to_the_endpoint_itself() -> None:
             window.started(str(i), START + i)
             window.first_byte(str(i), START + i)
             window.finished(str(i), Outcome.OK, START + i, ttft_s=ttft_s * (1 + 0.1 * (i % 3)))
-        rows.append(dict(zip(NAMES, vector(window, START + 4000, ALONE), strict=True)))
+        rows.append(dict(zip(NAMES, vector(window, START + 4000), strict=True)))
     # How many attempts should be in flight does follow from the latency (Little's law).
     expected_in_flight = [row.pop("in_flight_excess") for row in rows]
     assert rows[0] == pytest.approx(rows[1], abs=1e-9)
@@ -99,7 +104,7 @@ def test_failures_and_rate_limits_are_told_apart() -> None:
     failing, limited = Window(), Window()
     for window, outcome in ((failing, Outcome.SERVER_ERROR), (limited, Outcome.RATE_LIMITED)):
         now = quiet_then(window, 300, 0.1, 5, outcome)
-        row = dict(zip(NAMES, vector(window, now, ALONE), strict=True))
+        row = dict(zip(NAMES, vector(window, now), strict=True))
         assert (row["failures_15s"] > 5) == (window is failing)
         assert (row["limited_15s"] > 5) == (window is limited)
 
@@ -109,7 +114,7 @@ def test_an_attempt_that_hangs_is_seen_before_it_times_out() -> None:
     now = quiet_then(window, 100, 0.1, 0)
     for i in range(5):
         window.started(f"hung-{i}", now)
-    row = dict(zip(NAMES, vector(window, now + 5, ALONE), strict=True))
+    row = dict(zip(NAMES, vector(window, now + 5), strict=True))
     assert row["waiting_ratio"] > 3
     assert row["overdue"] == pytest.approx(math.log1p(5))
     assert row["in_flight_excess"] > 0.5
@@ -118,8 +123,8 @@ def test_an_attempt_that_hangs_is_seen_before_it_times_out() -> None:
 def test_reading_does_not_change_the_window() -> None:
     window = Window()
     now = quiet_then(window, 90, 0.2, 10)
-    assert vector(window, now + 7, ALONE) == vector(window, now + 7, ALONE)
-    assert vector(window, now, ALONE) == vector(window, now, ALONE)
+    assert vector(window, now + 7) == vector(window, now + 7)
+    assert vector(window, now) == vector(window, now)
 
 
 def test_an_endpoint_without_evidence_is_outside_the_domain() -> None:
@@ -134,20 +139,36 @@ def test_an_endpoint_without_evidence_is_outside_the_domain() -> None:
 
 def test_peers_are_the_others_of_the_failure_domain() -> None:
     members = [Member("a", "eu"), Member("a", "us"), Member("b", "eu"), Member("c", "ap")]
-    contexts = peer_contexts(members, [True, False, False, True])
-    assert contexts[0] == PeerContext(0.0, 0.0)
-    assert contexts[1] == PeerContext(1.0, 0.0)
-    assert contexts[2] == PeerContext(0.0, 1.0)
-    assert contexts[3] == PeerContext(0.0, 0.0)
+    peers = peer_context(members, np.array([True, False, False, True]))
+    assert peers.provider.tolist() == [0.0, 1.0, 0.0, 0.0]
+    assert peers.region.tolist() == [0.0, 0.0, 1.0, 0.0]
 
 
-def test_a_matrix_is_its_vectors() -> None:
+@pytest.mark.parametrize("company", [1, 2, 3, 7, 64])
+def test_what_is_read_of_an_endpoint_does_not_depend_on_who_else_is_read(company: int) -> None:
+    """Back-filling reads other endpoints beside it than serving did, and must give the same bits."""
+    windows = [Window() for _ in range(company)]
+    for i, window in enumerate(windows):
+        now = quiet_then(window, 60, 0.4 + i / 7, 30)
+        for hung in range(i % 5):
+            window.started(f"hung-{hung}", now)
+    members = [Member(f"p{i}", f"r{i}") for i in range(company)]
+    x = matrix(members, windows, now + 3.7)
+    assert x.dtype == np.float64
+    assert x.shape == (company, len(FEATURES))
+    assert [row.tolist() for row in x] == [vector(window, now + 3.7) for window in windows]
+
+
+def test_peers_in_trouble_are_seen() -> None:
     windows = [Window(), Window()]
     now = quiet_then(windows[0], 60, 0.4, 30)
-    x = matrix([Member("a", "eu"), Member("a", "us")], windows, now)
-    assert x.dtype == np.float64
-    assert x[0].tolist() == vector(windows[0], now, ALONE)
-    assert x[1].tolist() == vector(windows[1], now, PeerContext(provider=1.0))
+    rows = matrix([Member("a", "eu"), Member("a", "us")], windows, now)
+    assert rows[:, NAMES.index("provider_peers")].tolist() == [0.0, 1.0]
+
+
+def test_members_and_windows_have_to_match() -> None:
+    with pytest.raises(ValueError, match="expected as many"):
+        matrix([Member("a", "eu")], [], START)
 
 
 def test_no_endpoints_give_an_empty_matrix() -> None:
@@ -161,11 +182,17 @@ def test_the_feature_set_names_its_definitions(monkeypatch: pytest.MonkeyPatch) 
     assert features._feature_set() != FEATURE_SET
 
 
-def test_signed_deviance_is_that_of_poisson() -> None:
-    assert signed_deviance(10, 10) == 0
-    assert signed_deviance(20, 10) == pytest.approx(math.sqrt(2 * (20 * math.log(2) - 10)))
-    assert signed_deviance(0, 8) == pytest.approx(-4)
-    assert signed_deviance(5, 10) == pytest.approx(-math.sqrt(2 * (5 * math.log(0.5) + 5)))
+@pytest.mark.parametrize(
+    ("count", "expected", "deviance"),
+    [
+        (10, 10, 0.0),
+        (20, 10, math.sqrt(2 * (20 * math.log(2) - 10))),
+        (0, 8, -4.0),
+        (5, 10, -math.sqrt(2 * (5 * math.log(0.5) + 5))),
+    ],
+)
+def test_signed_deviance_is_that_of_poisson(count: float, expected: float, deviance: float) -> None:
+    assert signed_deviance(np.array([count]), np.array([expected])) == pytest.approx([deviance])
 
 
 def test_the_page_of_features_is_what_the_registry_says() -> None:
