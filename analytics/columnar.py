@@ -54,9 +54,7 @@ def _convert(column: Column, values: list[Any]) -> npt.NDArray[Any]:
             "".join(values).encode()  # refuses what is no str, and lone surrogates, in one pass
             return _objects(values)
         case "BOOLEAN":
-            if not all(isinstance(value, bool) for value in values):
-                raise TypeError("a value is not a bool")
-            return np.array(values, dtype=np.bool_)
+            return _flags(column, values)
         case "DOUBLE[]":
             return _objects([array("d", value).tolist() for value in values])
         case "TIMESTAMP":
@@ -72,6 +70,13 @@ def _numbers(column: Column, values: list[Any]) -> npt.NDArray[Any]:
     mask = np.fromiter((value is None for value in values), dtype=np.bool_, count=len(values))
     filled = np.array(array(code, [0 if value is None else value for value in values]))
     return np.ma.MaskedArray(filled, mask=mask)
+
+
+def _flags(column: Column, values: list[Any]) -> npt.NDArray[Any]:
+    if not all(isinstance(value, bool) or (value is None and column.nullable) for value in values):
+        raise TypeError("a value is not a bool")
+    flags = np.array([bool(value) for value in values], dtype=np.bool_)
+    return np.ma.MaskedArray(flags, mask=[value is None for value in values]) if column.nullable else flags
 
 
 def _timestamps(seconds: npt.NDArray[Any]) -> npt.NDArray[Any]:

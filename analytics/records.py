@@ -18,7 +18,9 @@ __all__ = [
     "FAILURE_OUTCOMES",
     "FIRST_LAYOUT",
     "LAYOUT",
+    "OUTRUN",
     "RECORD_TYPES",
+    "SCORING_SUFFIX",
     "AttemptRecord",
     "Column",
     "DecisionRecord",
@@ -46,11 +48,16 @@ _Text = Annotated[str, "VARCHAR"]
 _Count = Annotated[int, "BIGINT"]
 _Real = Annotated[float, "DOUBLE"]
 _Time = Annotated[float, "TIMESTAMP"]
+_OptFlag = Annotated[bool | None, "BOOLEAN"]
 _OptCount = Annotated[int | None, "BIGINT"]
 _OptReal = Annotated[float | None, "DOUBLE"]
 
 
 FIRST_LAYOUT = 1
+# The scoring process of a replica writes under its replica's name with this.
+SCORING_SUFFIX = "-scoring"
+# What health hears of an attempt that another one answered before: nothing bad, and a latency of at least so long.
+OUTRUN = "outrun"
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +140,8 @@ class AttemptRecord:
     generation_ms: Annotated[_OptReal, "first token to the end without the caller's pauses, milliseconds", Since(3)] = (
         None
     )
+    streamed: Annotated[_OptFlag, "asked for as a stream; NULL where it was not recorded", Since(4)] = None
+    heard: Annotated[_Text, "outcome its endpoint's health took it for, or outrun; empty: its outcome", Since(4)] = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -277,7 +286,7 @@ class ModelEventRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UsageRecord:
-    """One entry of the usage ledger: a served request and the price that was applied, exactly once."""
+    """One entry of the usage ledger: what a request used and the price that was applied, exactly once."""
 
     stream: ClassVar[str] = "usage"
 
@@ -291,15 +300,16 @@ class UsageRecord:
     agent: Annotated[_Text, "caller group"]
     tenant: Annotated[_Text, "who pays"]
     session_id: Annotated[_Text, "conversation, empty if none"]
-    endpoint: Annotated[_Text, "endpoint that served it"]
+    endpoint: Annotated[_Text, "endpoint that served it, or the last that is paid for"]
     provider: Annotated[_Text, "its provider"]
     region: Annotated[_Text, "its region"]
     attempts: Annotated[_Count, "attempts made"]
-    input_tokens: Annotated[_OptCount, "tokens in, as the provider counted"]
-    output_tokens: Annotated[_OptCount, "tokens out, as the provider counted"]
+    input_tokens: Annotated[_OptCount, "tokens in, of all attempts that are paid for"]
+    output_tokens: Annotated[_OptCount, "tokens out, of all attempts that are paid for"]
     input_usd_per_mtok: Annotated[_Real, "price applied, USD per million tokens in"]
     output_usd_per_mtok: Annotated[_Real, "price applied, USD per million tokens out"]
-    cost_usd: Annotated[_OptReal, "what it cost; NULL when the provider did not count tokens"]
+    cost_usd: Annotated[_OptReal, "what it cost, all attempts together; NULL when the provider did not count tokens"]
+    status: Annotated[_Text, "ok, or why it was not served whole: CANCELLED, an error's reason", Since(4)] = "ok"
 
 
 Record = (

@@ -17,7 +17,7 @@ from routing.model import Endpoint
 from routing.outcomes import Outcome
 from service.completion import Begun, Completion, Continued, Report, Served
 from service.config import Truncation
-from service.continuation import plain_text
+from service.continuation import plain_text, with_earlier
 from service.history import AttemptSink
 from service.opening import Opening, opened, overdue
 from service.pace import Pace
@@ -25,11 +25,12 @@ from service.providers.base import Adapter, AttemptFailed, Chunk, Failure, Opera
 from service.race import answered
 from service.router import Router
 from service.sessions import SessionStore
-from service.trail import NOT_COUNTED, Attempt, Usage
+from service.trail import Attempt, Enter, Usage
 from service.truncation import least_tokens
 from service.turn import Turn
 from service.walk import Walk
 from service.wire import (
+    CHARACTERS_PER_TOKEN,
     AnswerBuilder,
     answer_message,
     array_items,
@@ -45,7 +46,7 @@ _NO_OWN: Mapping[tuple[str, str], Adapter] = MappingProxyType({})
 
 class Completer:
     """Serves requests for both edges. `adapters` are by provider name, `own_adapters` those with a tenant's own key by
-    tenant and provider; `record` takes history records and may not raise.
+    tenant and provider; `record` takes history records and `enter` what requests have used, and neither may raise.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class Completer:
         adapters: Mapping[str, Adapter],
         sessions: SessionStore,
         record: AttemptSink,
+        enter: Enter,
         replica: str,
         own_adapters: Mapping[tuple[str, str], Adapter] = _NO_OWN,
     ) -> None:
@@ -62,16 +64,17 @@ class Completer:
         self._own_adapters = own_adapters
         self._sessions = sessions
         self._record = record
+        self._enter = enter
         self._replica = replica
 
     async def complete(self, completion: Completion) -> Served:
         """Serve a request whole. Raises ServiceError."""
         async with AsyncExitStack() as stack:
             turn = await self._join(completion, stack)
-            walk = Walk(self._router, self._record, turn.completion, self._replica)
+            walk = Walk(self._router, self._record, self._enter, turn.completion, self._replica)
             attempt, reply = await answered(walk, lambda attempt: self._send(turn, attempt), _nothing_to_drop)
-            usage = Usage(reply.input_tokens, reply.output_tokens)
-            report = walk.succeeded(attempt, reply.status, usage, turn.dropped(attempt.endpoint))
+            attempt.counted = Usage(reply.input_tokens, reply.output_tokens)
+            report = walk.succeeded(attempt, reply.status, turn.dropped(attempt.endpoint))
             if turn.session is not None:
                 self._sessions.answered(turn.session, turn.new, answer_message(reply.body), attempt.endpoint.id)
             return Served(reply, report)
@@ -92,11 +95,10 @@ class Completer:
         """
         async with AsyncExitStack() as stack:
             turn = await self._join(completion, stack)
-            walk = Walk(self._router, self._record, turn.completion, self._replica)
+            walk = Walk(self._router, self._record, self._enter, turn.completion, self._replica)
             answer = AnswerBuilder() if turn.session is not None or turn.can_be_continued else None
             while True:
                 attempt, opening = await answered(walk, self._opener(turn, walk), Opening.aclose)
-                usage = NOT_COUNTED
                 try:
                     async with aclosing(self._events(turn, walk, attempt, opening)) as events:
                         async for item in events:
@@ -104,7 +106,8 @@ class Completer:
                                 if answer is not None:
                                     answer.add(item.data)
                                 if item.input_tokens is not None:
-                                    usage = Usage(item.input_tokens, item.output_tokens)
+                                    attempt.counted = Usage(item.input_tokens, item.output_tokens)
+                                    item = with_earlier(item, walk.used) if turn.said else item  # noqa: PLW2901
                             yield item
                 except AttemptFailed as failed:
                     said = plain_text(answer.message()) if answer is not None and turn.can_be_continued else ""
@@ -117,7 +120,7 @@ class Completer:
                 except Exception as error:
                     walk.crashed(error, attempt)
                     raise
-                report = walk.succeeded(attempt, _OK, usage, turn.dropped(attempt.endpoint))
+                report = walk.succeeded(attempt, _OK, turn.dropped(attempt.endpoint))
                 if turn.session is not None and answer is not None:
                     self._sessions.answered(turn.session, turn.new, answer.message(), attempt.endpoint.id)
                 yield report
@@ -126,6 +129,7 @@ class Completer:
     def _opener(self, turn: Turn, walk: Walk) -> Callable[[Attempt], Awaitable[Opening]]:
         async def start(attempt: Attempt) -> Opening:
             endpoint = attempt.endpoint
+            attempt.prompt_tokens += len(turn.said) // CHARACTERS_PER_TOKEN
             opening = await opened(self._adapter(turn, endpoint), turn.call(endpoint), attempt)
             walk.first_byte(attempt)
             return opening
@@ -152,7 +156,7 @@ class Completer:
                 yield Begun(endpoint, attempt.number, attempt.decided.id, headers, dropped)
             # What the caller takes to read is not the provider's slowness.
             attempt.reader_s += clock.now() - handed_over
-            pace = Pace(floor, span_s, handed_over)
+            pace = attempt.pace = Pace(floor, span_s, handed_over)
             async for chunk in chunks:
                 handed_over = clock.now()
                 if chunk.has_content:

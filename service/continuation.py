@@ -6,14 +6,18 @@ many words what happened, because a trailing assistant message alone is not resu
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import msgspec
 
+from service.providers.base import Chunk
+from service.trail import Usage
 from service.wire import CHARACTERS_PER_TOKEN, encode_array, most_output_tokens
 
 _PLAIN_ONLY_WITHOUT = ("tools", "functions", "response_format", "logprobs", "top_logprobs", "modalities", "audio")
 _ABSENT = (b"null", b"false", b"[]")
 _LIMITS = ("max_completion_tokens", "max_tokens")
+_FIELDS = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _REQUEST = (
     "Your last message broke off, through no fault of yours. Continue it exactly where it stopped, within the word if "
     "need be. Repeat nothing, announce nothing, and do not mention the interruption."
@@ -50,3 +54,19 @@ def continued_fields(
     left = msgspec.Raw(msgspec.json.encode(max(1, allowed - len(text) // CHARACTERS_PER_TOKEN)))
     limits = {name: left for name in _LIMITS if name in fields} if allowed else {}
     return {**fields, **limits, "messages": encode_array(messages)}
+
+
+def with_earlier(chunk: Chunk, used: Usage) -> Chunk:
+    """Return a chunk with usage, to which is added what earlier attempts have `used`: its caller pays for them too."""
+    said = _FIELDS.decode(chunk.data)
+    usage = _FIELDS.decode(said["usage"])
+    input_tokens = (chunk.input_tokens or 0) + (used.input_tokens or 0)
+    output_tokens = (chunk.output_tokens or 0) + (used.output_tokens or 0)
+    sums = {
+        "prompt_tokens": input_tokens,
+        "completion_tokens": output_tokens,
+        "total_tokens": input_tokens + output_tokens,
+    }
+    usage |= {name: msgspec.Raw(msgspec.json.encode(tokens)) for name, tokens in sums.items()}
+    said["usage"] = msgspec.Raw(msgspec.json.encode(usage))
+    return replace(chunk, data=msgspec.json.encode(said), input_tokens=input_tokens, output_tokens=output_tokens)

@@ -33,7 +33,11 @@ _NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
 @dataclass(frozen=True, slots=True)
 class AttemptReport:
-    """What one attempt came to, as callers see it. Times in seconds. A `hedge` was made beside another attempt."""
+    """What one attempt came to, as callers see it. Times in seconds. A `hedge` was made beside another attempt.
+
+    Tokens and cost are what its provider is paid for, None for nothing, or nobody knows. `estimated` tells that they
+    were not all counted by the provider, for the attempt was cut off.
+    """
 
     number: int
     decision_id: str
@@ -45,6 +49,10 @@ class AttemptReport:
     error: str
     latency_s: float
     hedge: bool = False
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    cost_usd: float | None = None
+    estimated: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,6 +33,9 @@ def attempt_record(
     outcome: Outcome,
     started: float,
     now: float,
+    latency_s: float | None = None,
+    streamed: bool = False,
+    heard: str = "",
     number: int = 1,
     request_id: str = "",
     decision_id: str = "",
@@ -45,7 +48,11 @@ def attempt_record(
     input_tokens: int | None = None,
     output_tokens: int | None = None,
 ) -> AttemptRecord:
-    """Return the record of one attempt at `endpoint` that ended at `now`; its price follows from the tokens."""
+    """Return the record of one attempt at `endpoint` that ended at `now`; its price follows from the tokens.
+
+    `latency_s` is from `started` to `now` unless somebody else measured it. `heard` is what the endpoint's health took
+    it for: its outcome, unless something else is said.
+    """
     return AttemptRecord(
         replica=replica,
         time=now,
@@ -65,11 +72,13 @@ def attempt_record(
         http_status=http_status,
         error=error,
         ttft_ms=None if ttft_s is None else ttft_s * 1e3,
-        latency_ms=(now - started) * 1e3,
+        latency_ms=(now - started if latency_s is None else latency_s) * 1e3,
         input_tokens=input_tokens,
         output_tokens=output_tokens,
         cost_usd=cost_usd(endpoint, input_tokens, output_tokens),
         generation_ms=None if generation_s is None else generation_s * 1e3,
+        streamed=streamed,
+        heard=heard or outcome.value,
     )
 
 

@@ -1,9 +1,9 @@
-"""The usage ledger: one entry per served request, with the price that was applied (C-05).
+"""The usage ledger: one entry per request that has used something, with the price that was applied (C-05).
 
-Rule of this file: an entry is made where a request was served, once, whatever attempts, hedges and failovers that took;
-an answer that is given again under an idempotency key makes none. From memory an entry goes to the outbox within
-`_LINGER_S`, from there into the history's stream `usage`, and the outbox lets go of it only when it is there. A crash
-loses what has not reached the outbox, and doubles nothing.
+Rule of this file: an entry is made where a request ends, once, whatever attempts, hedges and failovers it took, and
+whether or not its caller has stayed; an answer that is given again under an idempotency key makes none. From memory an
+entry goes to the outbox within `_LINGER_S`, from there into the history's stream `usage`, and the outbox lets go of it
+only when it is there. A crash loses what has not reached the outbox, and doubles nothing.
 
 The request records of the history are no ledger: they are there to be analysed, may lose rows, and know no prices.
 """
@@ -140,31 +140,41 @@ class Ledger:
         return bool(rows)
 
 
-class LedgeredServing:
-    """Enters what `inner` serves, and tells `entered` of it. With `wait`, and with an idempotency key in any case, a
-    request is answered when its entry is durable.
-    """
+class Clerk:
+    """Makes the entries, and tells `entered` of each. What it does not manage disturbs nobody (F-20)."""
 
     def __init__(
-        self,
-        inner: Serving,
-        ledger: Ledger,
-        replica: str,
-        *,
-        wait: bool,
-        entered: Callable[[Completion, Report], None] | None = None,
+        self, ledger: Ledger, replica: str, entered: Callable[[Completion, Report], None] | None = None
     ) -> None:
-        self._inner = inner
         self._ledger = ledger
         self._replica = replica
-        self._wait = wait
         self._entered = entered
         self._ids = map(f"{secrets.token_hex(8)}-{{}}".format, count(1))
+
+    def enter(self, completion: Completion, report: Report, status: str) -> None:
+        """Enter what a request has used that ended so: "ok", or the reason why it was not served whole."""
+        try:
+            self._ledger.put(_entry(next(self._ids), completion, report, status, self._replica))
+            if self._entered is not None:
+                self._entered(completion, report)
+        except Exception:
+            log.critical("request %s is not in the ledger", report.request_id, exc_info=True)
+
+
+class LedgeredServing:
+    """Stands before `inner`, which makes the entries. With `wait`, and with an idempotency key in any case, a request
+    is answered when its entry is durable.
+    """
+
+    def __init__(self, inner: Serving, ledger: Ledger, *, wait: bool) -> None:
+        self._inner = inner
+        self._ledger = ledger
+        self._wait = wait
 
     async def complete(self, completion: Completion) -> Served:
         """See `Serving.complete`."""
         served = await self._inner.complete(completion)
-        await self._enter(completion, served.report)
+        await self._settle(completion)
         return served
 
     async def stream(self, completion: Completion) -> AsyncGenerator[Event, None]:
@@ -177,22 +187,20 @@ class LedgeredServing:
                 else:
                     yield item
         if report is not None:
-            await self._enter(completion, report)
+            await self._settle(completion)
             yield report
 
-    async def _enter(self, completion: Completion, report: Report) -> None:
+    async def _settle(self, completion: Completion) -> None:
+        if not self._wait and not completion.idempotency_key:
+            return
         try:
-            self._ledger.put(_entry(next(self._ids), completion, report, self._replica))
-            if self._entered is not None:
-                self._entered(completion, report)
-            if self._wait or completion.idempotency_key:
-                await self._ledger.settle()
+            await self._ledger.settle()
         except Exception:
             # What was served is answered, whatever becomes of the books (F-20).
-            log.critical("request %s was served and is not in the ledger", report.request_id, exc_info=True)
+            log.critical("request %s may be lost to the ledger", completion.request_id, exc_info=True)
 
 
-def _entry(entry_id: str, completion: Completion, report: Report, replica: str) -> UsageRecord:
+def _entry(entry_id: str, completion: Completion, report: Report, status: str, replica: str) -> UsageRecord:
     endpoint = report.endpoint
     return UsageRecord(
         replica=replica,
@@ -214,6 +222,7 @@ def _entry(entry_id: str, completion: Completion, report: Report, replica: str) 
         input_usd_per_mtok=endpoint.input_usd_per_mtok,
         output_usd_per_mtok=endpoint.output_usd_per_mtok,
         cost_usd=report.cost_usd,
+        status=status,
     )
 
 

@@ -2,7 +2,8 @@
 what it did not use when that is known.
 
 Money is spent where the ledger's entry is made, not where the answer goes out: an execution under an idempotency key
-goes on when its caller has left, and its answer is then there for nothing.
+goes on when its caller has left, and its answer is then there for nothing; and what was used until its caller left, or
+until it broke, is in the ledger too.
 """
 
 import asyncio
@@ -130,8 +131,8 @@ def spending(accounts: Mapping[str, Account], clock: Clock) -> Callable[[Complet
 class _Stay:
     """One request between its admission and its end: what it took, and what it turns out to have used.
 
-    Nobody counts the tokens of a stream whose caller leaves in the middle: the events until then do, so that leaving
-    before the end is no way to pay nothing. One with an idempotency key goes on, and keeps what it took.
+    Nobody counts the tokens of a stream whose caller leaves in the middle: the events until then do. One with an
+    idempotency key goes on, and keeps what it took.
     """
 
     __slots__ = (
@@ -176,7 +177,6 @@ class _Stay:
         """It has ended."""
         if self._has_begun and not self._goes_on:
             self._tokens = self._estimate + self.chunks
-            self._cost_usd = self._cost(self._estimate, self.chunks)
         self.account.settle(self.demand, self._tokens, now)
         if self._cost_usd:
             self.account.spend(self._cost_usd, now)

@@ -68,7 +68,7 @@ class Prober:
 
     async def _probe(self, endpoint: Endpoint) -> Probed:
         started = self._router.clock.now()
-        attempt_id = self._router.started(endpoint, streamed=False)
+        attempt_id = self._router.started(endpoint, started, streamed=False)
         tokens: tuple[int | None, int | None] = (None, None)
         failure, status = None, None
         try:
@@ -80,13 +80,14 @@ class Prober:
         except TimeoutError:
             failure = Failure(Outcome.TIMEOUT, None, f"no answer within {_TIMEOUT_S:g} s")
         except asyncio.CancelledError:
-            self._router.probed(endpoint, Finished(endpoint.id, attempt_id, Outcome.CANCELLED))
+            cancelled = Finished(endpoint.id, attempt_id, Outcome.CANCELLED)
+            self._router.probed(endpoint, cancelled, self._router.clock.now())
             raise
         outcome = failure.outcome if failure else Outcome.OK
         now = self._router.clock.now()
         # Its latency stays out of the windows: it asks for one token and would make the endpoint look fast.
         retry_after_s = failure.retry_after_s if failure else None
-        self._router.probed(endpoint, Finished(endpoint.id, attempt_id, outcome, retry_after_s=retry_after_s))
+        self._router.probed(endpoint, Finished(endpoint.id, attempt_id, outcome, retry_after_s=retry_after_s), now)
         self._record(
             attempt_record(
                 endpoint,

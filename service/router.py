@@ -1,7 +1,8 @@
 """The shell around the pure engine: it brings the clock and the randomness, and carries out what the engine asks for.
 
 Everything that is learned passes through here once: to the engine at once, to the scoring process in batches, to
-history as records.
+history as records. Who observes an attempt reads the clock, once for each event, and writes that time into its record:
+then what is computed anew from history is what was computed.
 """
 
 import logging
@@ -139,31 +140,31 @@ class Router:
         except KeyError:
             raise unknown_decision(decision_id) from None
 
-    def started(self, endpoint: Endpoint, *, streamed: bool, at: float | None = None) -> str:
+    def started(self, endpoint: Endpoint, now: float, *, streamed: bool) -> str:
         """An attempt is being sent; return its id."""
-        attempt_id, now = self._new_id(), self.clock.now() if at is None else at
+        attempt_id = self._new_id()
         self.engine.started(endpoint.id, attempt_id, now, streamed=streamed)
         for listener in self._listeners:
             listener.started(endpoint, attempt_id, now, streamed=streamed)
         return attempt_id
 
-    def first_byte(self, endpoint: Endpoint, attempt_id: str) -> None:
+    def first_byte(self, endpoint: Endpoint, attempt_id: str, now: float) -> None:
         """The attempt's first byte of payload arrived."""
-        now = self.clock.now()
         self.engine.first_byte(endpoint.id, attempt_id, now)
         for listener in self._listeners:
             listener.first_byte(endpoint, attempt_id, now)
 
-    def finished(self, endpoint: Endpoint, result: Finished) -> None:
+    def finished(self, endpoint: Endpoint, result: Finished, now: float) -> None:
         """An attempt on live traffic ended."""
-        self._ended(endpoint, result, self.engine.finished)
+        self._ended(endpoint, result, now, self.engine.finished)
 
-    def probed(self, endpoint: Endpoint, result: Finished) -> None:
+    def probed(self, endpoint: Endpoint, result: Finished, now: float) -> None:
         """A probe ended."""
-        self._ended(endpoint, result, self.engine.probed)
+        self._ended(endpoint, result, now, self.engine.probed)
 
-    def _ended(self, endpoint: Endpoint, result: Finished, observe: Callable[[Finished, float], list[Action]]) -> None:
-        now = self.clock.now()
+    def _ended(
+        self, endpoint: Endpoint, result: Finished, now: float, observe: Callable[[Finished, float], list[Action]]
+    ) -> None:
         for listener in self._listeners:
             listener.finished(endpoint, result, now)
         try:

@@ -19,7 +19,7 @@ from service.config import Config
 from service.fair import FairServing
 from service.history import Sink
 from service.idempotency import IdempotentServing
-from service.ledger import Ledger, LedgeredServing
+from service.ledger import Clerk, Ledger, LedgeredServing
 from service.limited import LimitedServing, spending
 from service.providers.base import Adapter
 from service.providers.transport import Transport
@@ -72,11 +72,11 @@ async def stacked(
         async with ledger.running():
             sessions = SessionStore(config.sessions, clock, state.conversations)
             own = own_adapters(config.tenants, config.providers, transport)
-            completer = Completer(router, adapters, sessions, sink, replica, own)
+            clerk = Clerk(ledger, replica, spending(accounts, clock) if accounts else None)
+            completer = Completer(router, adapters, sessions, sink, clerk.enter, replica, own)
             fair = FairServing(completer, gate, clock, sink, replica, max_wait_s=config.overload.max_wait_s)
             router.listen(fair)
-            wait, entered = config.usage.acknowledge == "stored", spending(accounts, clock) if accounts else None
-            ledgered = LedgeredServing(fair, ledger, replica, wait=wait, entered=entered)
+            ledgered = LedgeredServing(fair, ledger, wait=config.usage.acknowledge == "stored")
             keyed = IdempotentServing(ledgered, state.results, config.idempotency, clock, sink, replica)
             serving: Serving = keyed
             if accounts:

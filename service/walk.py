@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TypeVar
 
+from analytics.records import OUTRUN
 from routing import attempts
 from routing.actions import Finished
 from routing.attempts import Patience, RequestBudget
@@ -26,7 +27,7 @@ from service.providers.base import Failure
 from service.providers.transport import Timeouts
 from service.refusals import broken, exhausted, given_up, nobody_left, refusal, unsupported
 from service.router import Decided, Router
-from service.trail import Attempt, Trail, Usage
+from service.trail import NOT_COUNTED, Attempt, Enter, Trail, Usage
 
 log = logging.getLogger(__name__)
 
@@ -38,15 +39,15 @@ _Answer = TypeVar("_Answer")
 class Walk:
     """See the module's docstring. `record` takes history records and may not raise."""
 
-    def __init__(self, router: Router, record: AttemptSink, completion: Completion, replica: str) -> None:
+    def __init__(self, router: Router, record: AttemptSink, enter: Enter, completion: Completion, replica: str) -> None:
         self._router = router
         self._completion = completion
         self._core = router.engine.policy
         self._policy = self._core.attempts
-        self._trail = Trail(completion, record, router.clock.now, replica)
+        now = router.clock.now()
+        self._trail = Trail(completion, record, enter, now, replica)
         given_s, most_s = completion.timeout_s, self._policy.deadline_s
         limit_s = most_s if given_s is None else min(most_s, given_s)
-        now = router.clock.now()
         # Attempts are planned within what the caller waits for. With a key he means to come back for the answer, so the
         # last one may take longer.
         self._planned = RequestBudget(now + limit_s, completion.idempotent)
@@ -118,7 +119,7 @@ class Walk:
         try:
             await asyncio.sleep(pause_s)
         except asyncio.CancelledError:
-            self._trail.ended("CANCELLED")
+            self._trail.unserved("CANCELLED", self._router.clock.now())
             raise
         self._patience.waited(pause_s, self._router.clock.now())
 
@@ -147,8 +148,9 @@ class Walk:
             stall_s=self._policy.stall_timeout_s,
         )
         self._begun += 1
-        attempt_id = self._router.started(endpoint, streamed=streamed)
-        attempt = Attempt(self._begun, decided, endpoint, attempt_id, now, timeouts, is_hedge=is_hedge)
+        attempt_id = self._router.started(endpoint, now, streamed=streamed)
+        prompt_tokens = self._completion.route.input_tokens
+        attempt = Attempt(self._begun, decided, endpoint, attempt_id, now, timeouts, prompt_tokens, is_hedge=is_hedge)
         if not is_hedge and in_scope(self._core.hedge, asked=self._completion.may_hedge):
             delay_s = self._ask(lambda: self._hedge(attempt), Hedge(None)).delay_s
             attempt.hedge_after_s = delay_s if delay_s is not None and delay_s < first_byte_s else None
@@ -200,50 +202,48 @@ class Walk:
         Its provider has read the prompt, and is paid for that: the estimate goes into the books, for nobody will count.
         How long it had waited in vain is a bound of its latency that its health may know (a hedge's says little).
         """
-        waited_s = None if attempt.is_hedge else self._router.clock.now() - attempt.started
+        now, heard = self._router.clock.now(), "" if attempt.is_hedge else OUTRUN
+        waited_s = None if attempt.is_hedge else now - attempt.started
         streamed = self._completion.stream
         ttft_s, reply_s = (waited_s, None) if streamed else (None, waited_s)
-        self._finished(attempt, Outcome.CANCELLED, ttft_s=ttft_s, reply_s=reply_s)
-        self._trail.attempted(attempt, Outcome.CANCELLED, None, _OUTRUN, Usage(self._completion.route.input_tokens))
+        self._finished(attempt, Outcome.CANCELLED, now, ttft_s=ttft_s, reply_s=reply_s)
+        self._trail.attempted(attempt, Outcome.CANCELLED, now, heard=heard, error=_OUTRUN, usage=attempt.used)
 
     # Observing.
 
     def first_byte(self, attempt: Attempt) -> None:
         """A stream's first event with content arrived."""
-        attempt.first_byte_at = self._router.clock.now()
-        self._router.first_byte(attempt.endpoint, attempt.id)
+        attempt.first_byte_at = now = self._router.clock.now()
+        self._router.first_byte(attempt.endpoint, attempt.id, now)
 
     def emitted(self) -> None:
         """The caller gets the first event of a stream: from now on it can only break, or be continued."""
         self._has_emitted = True
 
-    def succeeded(self, attempt: Attempt, status: int, usage: Usage, dropped_messages: int) -> Report:
+    @property
+    def used(self) -> Usage:
+        """What the attempts have used that have ended."""
+        return self._trail.used
+
+    def succeeded(self, attempt: Attempt, status: int, dropped_messages: int) -> Report:
         """The attempt answered; close the books. `dropped_messages` had to go for the endpoint's context window."""
-        now, first = self._router.clock.now(), attempt.first_byte_at
+        now, first, usage = self._router.clock.now(), attempt.first_byte_at, attempt.counted
+        if usage.input_tokens is None and attempt.pace is not None and self.used != NOT_COUNTED:
+            usage = attempt.used  # beside estimates, to be silent about the rest would be the worse estimate
         self._finished(
             attempt,
             Outcome.OK,
+            now,
             ttft_s=None if first is None else first - attempt.started,
             reply_s=now - attempt.started if first is None else None,
             output_tokens=usage.output_tokens or 0,
             generation_s=0.0 if first is None else max(0.0, now - first - attempt.reader_s),
         )
-        self._trail.attempted(attempt, Outcome.OK, status, "", usage)
-        self._trail.ended("ok", attempt, usage)
+        self._trail.attempted(attempt, Outcome.OK, now, status=status, usage=usage)
         cost_usd, account = usage.cost_usd(attempt.endpoint), self._router.engine.budgets
         model, tokens = self._completion.route.model, usage.output_tokens or 0
         self._ask(lambda: account[model].served(cost_usd or 0.0, tokens, now), None)
-        return Report(
-            self._completion.request_id,
-            attempt.endpoint,
-            self._trail.reports,
-            usage.input_tokens,
-            usage.output_tokens,
-            cost_usd,
-            self._completion.session_id,
-            now,
-            dropped_messages,
-        )
+        return self._trail.served(attempt, usage, dropped_messages, now)
 
     def failed(self, attempt: Attempt, failure: Failure, *, beside: bool = False, final: bool = False) -> None:
         """The attempt failed. Returns when another endpoint may be tried, or when another attempt is under way
@@ -252,8 +252,11 @@ class Walk:
         """
         now = self._router.clock.now()
         heard = self._blame(attempt, failure.outcome, now)
-        self._finished(attempt, heard, retry_after_s=failure.retry_after_s)
-        self._trail.attempted(attempt, failure.outcome, failure.status, failure.error)
+        self._finished(attempt, heard, now, retry_after_s=failure.retry_after_s)
+        usage = NOT_COUNTED if attempt.pace is None else attempt.used
+        self._trail.attempted(
+            attempt, failure.outcome, now, heard=heard.value, status=failure.status, error=failure.error, usage=usage
+        )
         self._tried.add(attempt.endpoint.id)
         if failure.outcome is Outcome.UNSUPPORTED:
             self._unfit.append(failure)
@@ -289,21 +292,26 @@ class Walk:
         """The caller left. An endpoint that had kept them waiting for too long hears of it."""
         now = self._router.clock.now()
         for attempt in under_way:
-            self._finished(attempt, self._of_a_wait(attempt, now))
-            self._trail.attempted(attempt, Outcome.CANCELLED, None, "the caller left")
-        self._trail.ended("CANCELLED")
+            heard = self._of_a_wait(attempt, now)
+            self._finished(attempt, heard, now)
+            self._trail.attempted(
+                attempt, Outcome.CANCELLED, now, heard=heard.value, error="the caller left", usage=attempt.used
+            )
+        self._trail.unserved("CANCELLED", now)
 
     def crashed(self, error: Exception, *under_way: Attempt) -> None:
         """Something of ours broke: close the books without blaming an endpoint."""
+        now, what = self._router.clock.now(), f"internal error: {type(error).__name__}"
         for attempt in under_way:
-            self._finished(attempt, Outcome.CANCELLED)
-            self._trail.attempted(attempt, Outcome.CANCELLED, None, f"internal error: {type(error).__name__}")
-        self._trail.ended(ServiceError.reason)
+            self._finished(attempt, Outcome.CANCELLED, now)
+            self._trail.attempted(attempt, Outcome.CANCELLED, now, error=what, usage=attempt.used)
+        self._trail.unserved(ServiceError.reason, now)
 
     def _finished(
         self,
         attempt: Attempt,
         outcome: Outcome,
+        now: float,
         *,
         ttft_s: float | None = None,
         reply_s: float | None = None,
@@ -322,13 +330,13 @@ class Walk:
             retry_after_s=retry_after_s,
             tenant=self._completion.route.tenant,
         )
-        self._router.finished(attempt.endpoint, result)
+        self._router.finished(attempt.endpoint, result, now)
 
     def _end(self, error: ServiceError) -> ServiceError:
         if self._has_emitted and self._last is not None:
             failure = self._last[1]
             error = broken(failure, self._trail.reports, error.message if len(self._trail) > 1 else "")
-        self._trail.ended(error.reason)
+        self._trail.unserved(error.reason, self._router.clock.now())
         return error
 
     def _ask(self, question: Callable[[], _Answer], default: _Answer) -> _Answer:

@@ -111,6 +111,10 @@ def attempts_to_proto(attempts: Iterable[AttemptReport]) -> list[routing_pb2.Att
             latency=duration(attempt.latency_s),
             decision_id=attempt.decision_id,
             hedge=attempt.hedge,
+            input_tokens=attempt.input_tokens,
+            output_tokens=attempt.output_tokens,
+            cost_usd=attempt.cost_usd,
+            estimated=attempt.estimated,
         )
         for attempt in attempts
     ]

@@ -241,7 +241,8 @@ class RouterService(router_pb2_grpc.RouterServiceServicer):
         retry_after_s = requests.seconds(report.retry_after, f"{field}.retry_after") if limited else None
         if report.output_tokens < 0:
             raise InvalidRequestError(Violation(f"{field}.output_tokens", "expected 0 or more"))
-        attempt_id = self._router.started(endpoint, streamed=streamed, at=min(started, now))
+        started, generation_s = min(started, now), latency_s - ttft_s if ttft_s is not None else None
+        attempt_id = self._router.started(endpoint, started, streamed=streamed)
         result = Finished(
             endpoint.id,
             attempt_id,
@@ -249,23 +250,26 @@ class RouterService(router_pb2_grpc.RouterServiceServicer):
             ttft_s=ttft_s,
             reply_s=None if streamed else latency_s,
             output_tokens=report.output_tokens,
-            generation_s=latency_s - ttft_s if ttft_s is not None else 0.0,
+            generation_s=generation_s or 0.0,
             retry_after_s=retry_after_s,
             tenant=caller.tenant,
         )
-        self._router.finished(endpoint, result)
+        self._router.finished(endpoint, result, now)
         self._record(
             attempt_record(
                 endpoint,
                 replica=self._replica,
                 kind="advised",
                 outcome=outcome,
-                started=now - latency_s,
+                started=started,
                 now=now,
+                latency_s=latency_s,
+                streamed=streamed,
                 decision_id=report.decision_id,
                 tenant=caller.tenant,
                 http_status=report.http_status or None,
                 ttft_s=ttft_s,
+                generation_s=generation_s,
                 output_tokens=report.output_tokens or None,
             )
         )

@@ -71,10 +71,14 @@ async def test_c05_a_hedged_request_has_one_entry_in_the_ledger(providers: Provi
     async with _pair(providers, tmp_path) as (service, first, _):
         first.script = hang
         reply = await service.complete(idempotent=True)
+        outrun, hedge = reply.routing.attempts
         query = "SELECT provider, attempts, cost_usd, input_tokens FROM usage WHERE request_id = "
         rows = await service.history(f"{query} '{reply.routing.request_id}'")
-    assert rows == [("second", 2, reply.routing.cost_usd, USAGE["prompt_tokens"])]
-    assert reply.routing.cost_usd == pytest.approx(15 * 10 / 1e6)
+    assert (hedge.input_tokens, hedge.output_tokens, hedge.estimated) == (10, 5, False)
+    assert outrun.input_tokens >= 1
+    assert (outrun.output_tokens, outrun.estimated) == (0, True)
+    assert rows == [("second", 2, reply.routing.cost_usd, hedge.input_tokens + outrun.input_tokens)]
+    assert reply.routing.cost_usd == pytest.approx((15 + outrun.input_tokens) * 10 / 1e6), "the price of both"
 
 
 async def test_an_http_caller_asks_with_a_header_and_sees_who_served(providers: ProviderFleet, tmp_path: Path) -> None:

@@ -78,7 +78,7 @@ async def parts(tmp_path: Path) -> AsyncIterator[Parts]:
         adapters = {p.name: OpenAICompatible(p.base_url, transport) for p in config.providers}
         async with state_store(config, clock) as state:
             sessions = SessionStore(config.sessions, clock, state.conversations)
-            completer = Completer(router, adapters, sessions, lambda _: None, "test")
+            completer = Completer(router, adapters, sessions, lambda _: None, lambda *_: None, "test")
             yield Parts(fleet, clock, router, completer)
 
 

@@ -462,6 +462,10 @@ class Attempt(_message.Message):
     LATENCY_FIELD_NUMBER: _builtins.int
     DECISION_ID_FIELD_NUMBER: _builtins.int
     HEDGE_FIELD_NUMBER: _builtins.int
+    INPUT_TOKENS_FIELD_NUMBER: _builtins.int
+    OUTPUT_TOKENS_FIELD_NUMBER: _builtins.int
+    COST_USD_FIELD_NUMBER: _builtins.int
+    ESTIMATED_FIELD_NUMBER: _builtins.int
     number: _builtins.int
     endpoint_id: _builtins.str
     provider: _builtins.str
@@ -474,6 +478,12 @@ class Attempt(_message.Message):
     decision_id: _builtins.str
     hedge: _builtins.bool
     """Made beside another attempt that was slow; the first to answer served the request, the other was cancelled."""
+    input_tokens: _builtins.int
+    """What its provider is paid for; unset for nothing, or when the provider did not count tokens."""
+    output_tokens: _builtins.int
+    cost_usd: _builtins.float
+    estimated: _builtins.bool
+    """The attempt was cut off, and not all of its tokens were counted by the provider."""
     @_builtins.property
     def latency(self) -> _duration_pb2.Duration: ...
     def __init__(
@@ -489,12 +499,27 @@ class Attempt(_message.Message):
         latency: _duration_pb2.Duration | None = ...,
         decision_id: _builtins.str = ...,
         hedge: _builtins.bool = ...,
+        input_tokens: _builtins.int | None = ...,
+        output_tokens: _builtins.int | None = ...,
+        cost_usd: _builtins.float | None = ...,
+        estimated: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["latency", b"latency"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_cost_usd", b"_cost_usd", "_input_tokens", b"_input_tokens", "_output_tokens", b"_output_tokens", "cost_usd", b"cost_usd", "input_tokens", b"input_tokens", "latency", b"latency", "output_tokens", b"output_tokens"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["decision_id", b"decision_id", "endpoint_id", b"endpoint_id", "error", b"error", "hedge", b"hedge", "http_status", b"http_status", "latency", b"latency", "number", b"number", "outcome", b"outcome", "provider", b"provider", "region", b"region"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cost_usd", b"_cost_usd", "_input_tokens", b"_input_tokens", "_output_tokens", b"_output_tokens", "cost_usd", b"cost_usd", "decision_id", b"decision_id", "endpoint_id", b"endpoint_id", "error", b"error", "estimated", b"estimated", "hedge", b"hedge", "http_status", b"http_status", "input_tokens", b"input_tokens", "latency", b"latency", "number", b"number", "outcome", b"outcome", "output_tokens", b"output_tokens", "provider", b"provider", "region", b"region"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__cost_usd: _TypeAlias = _typing.Literal["cost_usd"]  # noqa: Y015
+    _WhichOneofArgType__cost_usd: _TypeAlias = _typing.Literal["_cost_usd", b"_cost_usd"]  # noqa: Y015
+    _WhichOneofReturnType__input_tokens: _TypeAlias = _typing.Literal["input_tokens"]  # noqa: Y015
+    _WhichOneofArgType__input_tokens: _TypeAlias = _typing.Literal["_input_tokens", b"_input_tokens"]  # noqa: Y015
+    _WhichOneofReturnType__output_tokens: _TypeAlias = _typing.Literal["output_tokens"]  # noqa: Y015
+    _WhichOneofArgType__output_tokens: _TypeAlias = _typing.Literal["_output_tokens", b"_output_tokens"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__cost_usd) -> _WhichOneofReturnType__cost_usd | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__input_tokens) -> _WhichOneofReturnType__input_tokens | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__output_tokens) -> _WhichOneofReturnType__output_tokens | None: ...
 
 Global___Attempt: _TypeAlias = Attempt  # noqa: Y015
 
@@ -527,10 +552,10 @@ class RoutingReport(_message.Message):
     failed_over: _builtins.bool
     """More than one endpoint was tried, one after the other; a hedge beside the first is no failover."""
     input_usd_per_mtok: _builtins.float
-    """Price applied, USD per million tokens."""
+    """Price applied where it was served, USD per million tokens."""
     output_usd_per_mtok: _builtins.float
     cost_usd: _builtins.float
-    """Cost of the request in USD; unset when the provider did not count tokens."""
+    """Cost of the request in USD, of all attempts together; unset when the provider did not count tokens."""
     session_id: _builtins.str
     dropped_messages: _builtins.int
     """Messages that did not fit into the endpoint's context window and were not sent (see Truncation)."""
