@@ -16,12 +16,12 @@ from analytics.queries import sql_text_of, utc_timestamp
 
 @dataclass(frozen=True, slots=True)
 class TrainingRows:
-    """n samples of one feature set, ordered by time and endpoint.
+    """n samples of one feature set, ordered by time, endpoint and replica.
 
     `x`: n × k float64 features (a logged -0.0 comes as 0.0, by DuckDB's ASOF join);
     `y`: n int8 labels, 1 if the endpoint was degraded at any moment in (time, time +
     horizon]; `mask`: n bools, False where the label is not known for want of evidence; `time`: n float64 unix
-    seconds; `endpoint` and its `provider`: n str.
+    seconds; `endpoint` and its `provider`, and the `replica` that computed it: n str.
     """
 
     feature_set: str
@@ -31,6 +31,7 @@ class TrainingRows:
     time: npt.NDArray[np.float64]
     endpoint: npt.NDArray[np.object_]
     provider: npt.NDArray[np.object_]
+    replica: npt.NDArray[np.object_]
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +98,7 @@ def training_rows(
         time=np.asarray(columns["time"], dtype=np.float64),
         endpoint=np.asarray(columns["endpoint"], dtype=np.object_),
         provider=np.asarray(columns["provider"], dtype=np.object_),
+        replica=np.asarray(columns["replica"], dtype=np.object_),
     )
 
 

@@ -5,13 +5,15 @@ what is filled in is what would have been logged, bit for bit. Both see times an
 is what history keeps.
 """
 
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 
 import duckdb
 import numpy as np
+import numpy.typing as npt
 
 from analytics.queries import sql_text_of, utc_timestamp
+from analytics.records import OUTRUN, SCORING_SUFFIX
 from analytics.training import TrainingRows
 from routing.outcomes import Outcome
 from routing.window import Window
@@ -52,52 +54,93 @@ def observe(window: Window, seen: Observation) -> None:
 def backfilled(connection: duckdb.DuckDBPyConnection, rows: TrainingRows) -> TrainingRows:
     """Return the same samples with the features of today's set, from the attempts of the hour before and since.
 
-    Attempts that have not ended are not in history, so the newest minute may lack those in flight.
+    Attempts that have not ended are not in history, so the newest minute may lack those in flight; and what a process
+    saw before it was started anew is remembered here, but was not by that process.
     """
     if not len(rows.time):
         return replace(rows, feature_set=FEATURE_SET, x=np.empty((0, len(FEATURES))))
     since, until = float(rows.time[0]) - _MEMORY_S, float(rows.time[-1])
-    members = _members(connection, since, until)
-    index = {name: i for i, name in enumerate(members)}
-    windows = [Window() for _ in members]
+    watchers = _watchers(connection, since, until)
     x = np.full((len(rows.time), len(FEATURES)), np.nan)
-    events = _observations(connection, since, until, index)
+    events = _observations(connection, since, until, watchers)
     pending = next(events, None)
-    at = 0
-    while at < len(rows.time):
-        now = float(rows.time[at])
-        while pending is not None and pending.time < now:
-            observe(windows[pending.endpoint], pending)
+    for begin, end in _ticks(rows.time):
+        now = float(rows.time[begin])
+        while pending is not None and pending[0] < now:
+            _, watcher, seen = pending
+            observe(watcher.windows[seen.endpoint], seen)
             pending = next(events, None)
-        features = matrix(list(members.values()), windows, now)
-        while at < len(rows.time) and rows.time[at] == now:
-            if (i := index.get(str(rows.endpoint[at]))) is not None:
-                x[at] = features[i]
-            at += 1
+        for replica in dict.fromkeys(rows.replica[begin:end].tolist()):
+            watcher = watchers[replica]
+            features = matrix(list(watcher.members.values()), watcher.windows, now)
+            own = begin + np.flatnonzero(rows.replica[begin:end] == replica)
+            x[own] = features[[watcher.index[endpoint] for endpoint in rows.endpoint[own].tolist()]]
     known = np.isfinite(x).all(axis=1)
     return replace(rows, feature_set=FEATURE_SET, x=np.nan_to_num(x), mask=rows.mask & known)
 
 
-def _members(connection: duckdb.DuckDBPyConnection, since: float, until: float) -> dict[str, Member]:
+def _ticks(time: npt.NDArray[np.float64]) -> Iterator[tuple[int, int]]:
+    """Yield from which row to which each moment lasts."""
+    begins = np.flatnonzero(np.diff(time, prepend=-np.inf)).tolist()
+    return zip(begins, [*begins[1:], len(time)], strict=True)
+
+
+@dataclass(frozen=True, slots=True)
+class _Watcher:
+    """A scoring process: endpoints with their windows, which hold what its own replica did."""
+
+    members: dict[str, Member]
+    windows: list[Window]
+    index: dict[str, int]
+
+
+def _watchers(connection: duckdb.DuckDBPyConnection, since: float, until: float) -> dict[str, _Watcher]:
     rows = connection.execute(
-        "SELECT DISTINCT endpoint, provider, region FROM health "
-        "WHERE time >= $since AND time <= $until ORDER BY endpoint",
+        "SELECT DISTINCT replica, endpoint, provider, region FROM health "
+        "WHERE time >= $since AND time <= $until ORDER BY replica, endpoint",
         {"since": utc_timestamp(since), "until": utc_timestamp(until)},
     ).fetchall()
-    return {endpoint: Member(provider, region) for endpoint, provider, region in rows}
+    found: dict[str, _Watcher] = {}
+    for replica, endpoint, provider, region in rows:
+        watcher = found.setdefault(replica, _Watcher({}, [], {}))
+        watcher.index[endpoint] = len(watcher.windows)
+        watcher.members[endpoint] = Member(provider, region)
+        watcher.windows.append(Window())
+    return found
 
 
 def _observations(
-    connection: duckdb.DuckDBPyConnection, since: float, until: float, index: dict[str, int]
-) -> Iterator[Observation]:
-    """Yield what the scoring process was told, in the order of time."""
+    connection: duckdb.DuckDBPyConnection, since: float, until: float, watchers: Mapping[str, _Watcher]
+) -> Iterator[tuple[float, _Watcher, Observation]]:
+    """Yield what each scoring process was told, and when, in this order."""
+    watcher_of = {replica.removesuffix(SCORING_SUFFIX): watcher for replica, watcher in watchers.items()}
     cursor = connection.cursor()
-    cursor.execute(sql_text_of("observations"), {"since": utc_timestamp(since), "until": utc_timestamp(until)})
+    cursor.execute(
+        sql_text_of("observations"), {"since": utc_timestamp(since), "until": utc_timestamp(until), "outrun": OUTRUN}
+    )
     while batch := cursor.fetchmany(_BATCH_ROWS):
-        for time, kind, endpoint, attempt, outcome, ttft_s, reply_s, tokens, generation_s, streamed in batch:
-            if endpoint in index:
-                ended = Outcome(outcome) if kind == "finished" else None
-                yield Observation(
-                    kind, index[endpoint], str(attempt), time, ended, ttft_s, reply_s, tokens, generation_s, streamed
+        for (
+            told,
+            time,
+            kind,
+            replica,
+            endpoint,
+            attempt,
+            outcome,
+            ttft_s,
+            reply_s,
+            tokens,
+            generation_s,
+            streamed,
+        ) in batch:
+            watcher = watcher_of.get(replica)
+            if watcher is not None and endpoint in watcher.index:
+                place, ended = watcher.index[endpoint], Outcome(outcome) if kind == "finished" else None
+                yield (
+                    told,
+                    watcher,
+                    Observation(
+                        kind, place, str(attempt), time, ended, ttft_s, reply_s, tokens, generation_s, streamed
+                    ),
                 )
     cursor.close()

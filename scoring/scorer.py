@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from analytics.records import HealthRecord
+from analytics.records import SCORING_SUFFIX, HealthRecord
 from routing.window import Window
 from scoring.acting import Alarm, AlarmDesk, share_kept
 from scoring.artifact import Model
@@ -45,7 +45,7 @@ class Scorer:
         self._last_tick = -1
         self._record = record
         self._rng = rng
-        self._replica = f"{hello.replica}-scoring"
+        self._replica = hello.replica + SCORING_SUFFIX
         self._desk = AlarmDesk(hello.explore)
         self._threshold: float | None = None
         self._doubts: list[Doubt] = []

@@ -21,7 +21,7 @@ from pathlib import Path
 from random import Random
 
 from analytics.compaction import Compactor
-from analytics.records import ModelEventRecord, Record
+from analytics.records import SCORING_SUFFIX, ModelEventRecord, Record
 from analytics.segments import SegmentWriter
 from analytics.writer import HistoryWriter
 from scoring.artifact import ArtifactError, Model
@@ -52,7 +52,7 @@ class Worker:
     def __init__(self, hello: Hello, prior: Path, output: int) -> None:
         self._output = output
         data_dir = Path(hello.data_dir)
-        self._replica = f"{hello.replica}-scoring"
+        self._replica = hello.replica + SCORING_SUFFIX
         self._registry = Registry(data_dir, prior)
         self._history: HistoryWriter | None = None
         self._history_dir = data_dir / "history"

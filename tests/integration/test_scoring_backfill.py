@@ -119,3 +119,20 @@ def test_a_history_of_another_feature_set_is_filled_in_before_training(lived: Li
     assert "fill in the features" in steps
     assert report.verdict is Verdict.NOT_ENOUGH
     assert sum(report.rows) > 300
+
+
+def test_each_replica_is_filled_in_from_what_it_did_itself(lived: Lived, tmp_path: Path) -> None:
+    """Two services over one history, each with a scoring process that hears of its own attempts alone."""
+    write(tmp_path, lived, FEATURE_SET)
+    other = SegmentWriter(tmp_path, "idle", 1)
+    busy = [row for row in lived.logged if row.replica == "test-scoring"][-200:]
+    other.write("health", [dataclasses.replace(row, replica="idle-scoring") for row in busy])
+    other.close()
+    with connect(tmp_path) as connection:
+        logged = training_rows(connection, 60.0, 0.0, 2e9, FEATURE_SET)
+        filled = backfilled(connection, logged)
+    idle = logged.replica == "idle-scoring"
+    settled = ~idle & (logged.time < logged.time[-1] - 40)
+    assert np.array_equal(filled.x[settled], logged.x[settled])
+    assert idle.sum() == 200
+    assert not filled.x[idle][:, NAMES.index("attempts_300s")].any()
