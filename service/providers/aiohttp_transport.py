@@ -26,6 +26,7 @@ from service.providers.transport import (
     complete_headers,
     first_byte_timeout,
 )
+from service.providers.watch import Watch
 
 _WHOLE_WRITE_BYTES = 2**20  # larger bodies go out piece by piece, so that one write does not hold the loop
 _RESOLVE_S = 2.0
@@ -65,14 +66,14 @@ class AiohttpTransport:
 
     async def open(self, request: UpstreamRequest) -> UpstreamResponse:
         """See `Transport.open`."""
-        timeouts = request.timeouts
+        timeouts, watch = request.timeouts, Watch()
         due = asyncio.get_running_loop().time() + timeouts.first_byte_s
         try:
-            async with asyncio.timeout_at(due):
+            with watch.until(due):
                 response = await self._request(request)
         except TimeoutError:
             raise first_byte_timeout(timeouts) from None
-        return UpstreamResponse(response.status, response.headers, _Payload(response), timeouts, due)
+        return UpstreamResponse(response.status, response.headers, _Payload(response), timeouts, due, watch)
 
     async def prewarm(self, url: str, connections: int, connect_s: float) -> None:
         """See `Transport.prewarm`. The connections are made, and nothing is sent."""

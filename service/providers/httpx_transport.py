@@ -24,6 +24,7 @@ from service.providers.transport import (
     complete_headers,
     first_byte_timeout,
 )
+from service.providers.watch import Watch
 
 _KEPT_CONNECTIONS = 1_000
 
@@ -54,15 +55,15 @@ class HttpxTransport:
 
     async def open(self, request: UpstreamRequest) -> UpstreamResponse:
         """See `Transport.open`."""
-        timeouts = request.timeouts
+        timeouts, watch = request.timeouts, Watch()
         due = asyncio.get_running_loop().time() + timeouts.first_byte_s
         try:
-            async with asyncio.timeout_at(due):
+            with watch.until(due):
                 response = await self._request(request)
         except TimeoutError:
             raise first_byte_timeout(timeouts) from None
         headers = CIMultiDict(response.headers.multi_items())
-        return UpstreamResponse(response.status_code, headers, _Payload(response), timeouts, due)
+        return UpstreamResponse(response.status_code, headers, _Payload(response), timeouts, due, watch)
 
     async def prewarm(self, url: str, connections: int, connect_s: float) -> None:
         """Does nothing: httpx cannot connect without a request, and one that nobody made is not ours to send."""

@@ -21,6 +21,8 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from service.providers.watch import Watch
+
 USER_AGENT = f"routecast/{importlib.metadata.version('routecast')}"
 MAX_CONNECTIONS = 10_000
 IDLE_S = 15.0  # below the idle limits of common servers, so that a reused connection is rarely one just being closed
@@ -107,18 +109,27 @@ class UpstreamResponse:
         payload: the bytes to come.
         timeouts: the request's.
         first_byte_due: on the event loop's clock.
+        watch: the request's, if it has one already; closed with the response.
     """
 
-    __slots__ = ("_begun", "_due", "_ended", "_payload", "_timeouts", "headers", "status")
+    __slots__ = ("_begun", "_due", "_ended", "_loop", "_payload", "_timeouts", "_watch", "headers", "status")
 
     def __init__(
-        self, status: int, headers: Mapping[str, str], payload: Payload, timeouts: Timeouts, first_byte_due: float
+        self,
+        status: int,
+        headers: Mapping[str, str],
+        payload: Payload,
+        timeouts: Timeouts,
+        first_byte_due: float,
+        watch: Watch | None = None,
     ) -> None:
         self.status = status
         self.headers = headers
         self._payload = payload
         self._timeouts = timeouts
         self._due = first_byte_due
+        self._loop = asyncio.get_running_loop()
+        self._watch = watch or Watch()
         self._begun = False
         self._ended = False
 
@@ -153,6 +164,8 @@ class UpstreamResponse:
 
     async def finish(self, within_s: float) -> None:
         """Give the connection back if the payload ends within `within_s`, else close it; the rest is dropped."""
+        if self._ended:
+            return
         try:
             async with asyncio.timeout(within_s):
                 while await self._receive():
@@ -163,15 +176,18 @@ class UpstreamResponse:
     async def aclose(self) -> None:
         """Let go: a payload that has not ended takes its connection with it, at once. May be called again."""
         if not self._ended:
-            self._ended = True
+            self._end()
             await self._payload.abort()
+
+    def _end(self) -> None:
+        self._ended = True
+        self._watch.close()
 
     async def _receive(self) -> bytes:
         if self._ended:
             return b""
-        loop = asyncio.get_running_loop()
         try:
-            async with asyncio.timeout_at(loop.time() + self._timeouts.stall_s if self._begun else self._due):
+            with self._watch.until(self._loop.time() + self._timeouts.stall_s if self._begun else self._due):
                 part = await self._payload.receive()
         except TimeoutError:
             await self.aclose()
@@ -182,7 +198,8 @@ class UpstreamResponse:
             await self.aclose()
             raise
         self._begun = True
-        self._ended = not part or self._payload.at_end()  # the latter spares most requests a second wait with its timer
+        if not part or self._payload.at_end():  # the latter spares most requests a second wait
+            self._end()
         return part
 
 
