@@ -11,7 +11,7 @@ The request records of the history are no ledger: they are there to be analysed,
 import asyncio
 import logging
 import secrets
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
 from itertools import count
 from pathlib import Path
@@ -32,13 +32,16 @@ log = logging.getLogger(__name__)
 
 _LINGER_S = 0.02
 _MOST_WAITING = 100_000
-_MOST_AT_ONCE = 5_000
+_MOST_BATCHES_AT_ONCE = 500
 _MOST_TOKENS = 2**63 - 1
-_ENTRY = msgspec.msgpack.Decoder(UsageRecord)
+_BATCH = msgspec.msgpack.Decoder(list[UsageRecord])
 
 
 class Ledger:
-    """Takes entries, and carries them through `outbox` into the history below `root`."""
+    """Takes entries, and carries them through `outbox` into the history below `root`.
+
+    What is entered in the same moment is one batch, and one row of the outbox, from then on.
+    """
 
     def __init__(self, outbox: Outbox, root: Path, segments: SegmentWriter, *, ship_every_s: float) -> None:
         self._outbox = outbox
@@ -46,6 +49,7 @@ class Ledger:
         self._segments = segments
         self._ship_every_s = ship_every_s
         self._waiting: list[UsageRecord] = []
+        self._refused: list[list[UsageRecord]] = []
         self._filled = asyncio.Event()
         self._stopping = asyncio.Event()
         self._storing = asyncio.Lock()
@@ -57,7 +61,7 @@ class Ledger:
         self._waiting.append(entry)
         self._filled.set()
         if len(self._waiting) > _MOST_WAITING:
-            log.critical("the disk refuses the usage ledger: entry %s is lost", self._waiting.pop(0))
+            _report_loss([self._waiting.pop(0)])
 
     async def settle(self) -> None:
         """Return when every entry taken so far is durable, or the disk has refused.
@@ -72,15 +76,21 @@ class Ledger:
         async with self._storing:
             # Whoever comes from here on shares the commit after this one.
             self._current, self._next = self._next, None
-            entries, self._waiting = self._waiting, []
+            batches = [*self._refused, self._waiting] if self._waiting else self._refused
+            self._waiting, self._refused = [], []
             self._filled.clear()
-            if not entries:
+            if not batches:
                 return
             try:
-                await self._outbox.add([(entry.entry_id, msgspec.msgpack.encode(entry)) for entry in entries])
+                await self._outbox.add([(batch[0].entry_id, msgspec.msgpack.encode(batch)) for batch in batches])
             except StoreError as error:
-                log.warning("%d usage entries wait in memory: %s", len(entries), error)
-                self._waiting = entries + self._waiting
+                # Batches stay as they are: what was stored after all is known by its id when it comes again.
+                left = sum(map(len, batches))
+                while left > _MOST_WAITING:
+                    left -= len(batches[0])
+                    _report_loss(batches.pop(0))
+                self._refused = batches
+                log.warning("%d usage entries wait in memory: %s", left, error)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -102,7 +112,7 @@ class Ledger:
             await self._filled.wait()
             await asyncio.sleep(_LINGER_S)
             await self.settle()
-            if self._waiting:
+            if self._refused:
                 self._filled.set()
 
     async def _ship_often(self) -> None:
@@ -115,7 +125,7 @@ class Ledger:
     async def ship(self) -> None:
         """Bring what is in the outbox into the history. Once at a time: before `running`, or by it."""
         try:
-            while (shipment := await self._outbox.pack(_MOST_AT_ONCE)) is not None:
+            while (shipment := await self._outbox.pack(_MOST_BATCHES_AT_ONCE)) is not None:
                 await asyncio.to_thread(self._deliver, shipment)
                 await self._outbox.delivered(shipment)
         except (StoreError, HistoryError, OSError, duckdb.Error) as error:
@@ -124,7 +134,7 @@ class Ledger:
             log.exception("usage entries wait in the outbox")
 
     def _deliver(self, shipment: Shipment) -> None:
-        entries = [_ENTRY.decode(body) for body in shipment.bodies]
+        entries = [entry for body in shipment.bodies for entry in _BATCH.decode(body)]
         if not (shipment.resumed and self._has_arrived(entries[0])):
             self._segments.write(UsageRecord.stream, entries)
 
@@ -138,6 +148,11 @@ class Ledger:
                 [microseconds - 1, microseconds + 1, entry.entry_id],
             ).fetchall()
         return bool(rows)
+
+
+def _report_loss(entries: Sequence[UsageRecord]) -> None:
+    ids = ", ".join(entry.entry_id for entry in entries)
+    log.critical("the disk refuses the usage ledger: lost are the entries %s", ids)
 
 
 class Clerk:
@@ -174,13 +189,20 @@ class LedgeredServing:
     async def complete(self, completion: Completion) -> Served:
         """See `Serving.complete`."""
         served = await self._inner.complete(completion)
-        await self._settle(completion)
+        if self._waits(completion):
+            await self._settle(completion)
         return served
 
-    async def stream(self, completion: Completion) -> AsyncGenerator[Event, None]:
+    def stream(self, completion: Completion) -> AsyncGenerator[Event, None]:
         """See `Serving.stream`. The report comes last of all, when the stream's session and entry are durable."""
+        items = self._inner.stream(completion)
+        return self._settled(completion, items) if self._waits(completion) else items
+
+    async def _settled(
+        self, completion: Completion, events: AsyncGenerator[Event, None]
+    ) -> AsyncGenerator[Event, None]:
         report: Report | None = None
-        async with aclosing(self._inner.stream(completion)) as items:
+        async with aclosing(events) as items:
             async for item in items:
                 if isinstance(item, Report):
                     report = item
@@ -190,9 +212,10 @@ class LedgeredServing:
             await self._settle(completion)
             yield report
 
+    def _waits(self, completion: Completion) -> bool:
+        return self._wait or bool(completion.idempotency_key)
+
     async def _settle(self, completion: Completion) -> None:
-        if not self._wait and not completion.idempotency_key:
-            return
         try:
             await self._ledger.settle()
         except Exception:

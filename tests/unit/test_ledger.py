@@ -3,11 +3,12 @@
 import asyncio
 import shutil
 import threading
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from analytics.records import UsageRecord
@@ -22,6 +23,7 @@ from service.providers.base import Chunk, Operation, Reply
 from service.serving import Event
 from service.store import outbox
 from service.store.database import Database
+from service.store.errors import StoreError
 from service.store.outbox import Outbox
 
 ENDPOINT = Endpoint("p:m", "p", "r", "z", "m", "pm", 0, frozenset(), None, 2.0, 3.0)
@@ -95,11 +97,12 @@ async def test_c05_the_last_entries_are_in_the_history_when_the_service_has_stop
 async def test_c05_a_death_on_the_way_loses_and_doubles_nothing(home: Home, died: str) -> None:
     """A shipment is written down, then written as a segment, then removed; death may come between any two of them."""
     database, ledger, segments = await home.open()
-    for n in range(3):
-        ledger.put(_entry(str(n)))
-    await ledger.settle()
+    for batch in (["0", "1"], ["2"]):
+        for entry_id in batch:
+            ledger.put(_entry(entry_id))
+        await ledger.settle()
     if died != "before anything":
-        shipment = await Outbox(database).pack(2)
+        shipment = await Outbox(database).pack(1)
         assert shipment is not None
         if died == "after it was written":
             await asyncio.to_thread(segments.write, "usage", [_entry("0"), _entry("1")])
@@ -180,6 +183,29 @@ async def test_c05_entries_wait_while_the_disk_refuses(home: Home) -> None:
     assert home.entries() == [("next", 1), ("patient", 1)]
 
 
+async def test_c05_what_was_stored_although_the_disk_complained_is_not_doubled(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The commit arrives, its confirmation does not: the batch comes again, with others beside it."""
+    _, ledger, _ = await home.open()
+    add, complaints = Outbox.add, iter([True])
+
+    async def complains_once(queue: Outbox, rows: Sequence[tuple[str, bytes]]) -> None:
+        await add(queue, rows)
+        if next(complaints, False):
+            raise StoreError("disk I/O error")
+
+    monkeypatch.setattr(Outbox, "add", complains_once)
+    ledger.put(_entry("0"))
+    ledger.put(_entry("1"))
+    await ledger.settle()
+    ledger.put(_entry("2"))
+    async with ledger.running():
+        await ledger.settle()
+        ledger.put(_entry("3"))
+    assert home.entries() == [(str(n), 1) for n in range(4)]
+
+
 async def test_c05_a_history_that_cannot_be_written_holds_the_outbox(home: Home) -> None:
     database, ledger, _ = await home.open()
     await asyncio.to_thread(shutil.rmtree, home.history)
@@ -254,5 +280,7 @@ async def test_c05_an_acknowledged_entry_is_durable(home: Home, *, wait: bool, k
     serving = LedgeredServing(Inner(Clerk(ledger, "r")), ledger, wait=wait)
     await asyncio.gather(*(serving.complete(_completion(idempotency_key=key)) for _ in range(5)))
     shipment = await Outbox(database).pack(100)
-    assert len(shipment.bodies if shipment else ()) == (5 if durable else 0)
+    bodies = shipment.bodies if shipment else ()
+    entries = [entry for body in bodies for entry in msgspec.msgpack.decode(body, type=list[UsageRecord])]
+    assert len(entries) == (5 if durable else 0)
     segments.close()
