@@ -3,6 +3,7 @@ the logic.
 """
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import cache
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily
@@ -31,35 +32,51 @@ class Metrics:
     ) -> None:
         self._snapshot = snapshot
         self._registry = CollectorRegistry()
-        self._requests = Counter(
-            "routecast_requests",
-            "Requests served or refused.",
-            ["edge", "method", "model", "status"],
-            registry=self._registry,
+        # Finding a series costs the library a lock and its labels' texts; remembered, it is one look-up.
+        self._requests = cache(
+            Counter(
+                "routecast_requests",
+                "Requests served or refused.",
+                ["edge", "method", "model", "status"],
+                registry=self._registry,
+            ).labels
         )
-        self._request_seconds = Histogram(
-            "routecast_request_seconds",
-            "Whole requests.",
-            ["method"],
-            buckets=_LATENCY_BUCKETS_S,
-            registry=self._registry,
+        self._request_seconds = cache(
+            Histogram(
+                "routecast_request_seconds",
+                "Whole requests.",
+                ["method"],
+                buckets=_LATENCY_BUCKETS_S,
+                registry=self._registry,
+            ).labels
         )
-        self._attempts = Counter(
-            "routecast_attempts", "Calls to endpoints.", ["endpoint", "kind", "outcome"], registry=self._registry
+        self._attempts = cache(
+            Counter(
+                "routecast_attempts", "Calls to endpoints.", ["endpoint", "kind", "outcome"], registry=self._registry
+            ).labels
         )
-        self._ttft_seconds = Histogram(
-            "routecast_ttft_seconds",
-            "Time to first token by endpoint.",
-            ["endpoint"],
-            buckets=_LATENCY_BUCKETS_S,
-            registry=self._registry,
+        self._ttft_seconds = cache(
+            Histogram(
+                "routecast_ttft_seconds",
+                "Time to first token by endpoint.",
+                ["endpoint"],
+                buckets=_LATENCY_BUCKETS_S,
+                registry=self._registry,
+            ).labels
         )
-        self._tokens = Counter(
-            "routecast_tokens", "Tokens counted.", ["endpoint", "direction"], registry=self._registry
+        self._tokens = cache(
+            Counter("routecast_tokens", "Tokens counted.", ["endpoint", "direction"], registry=self._registry).labels
         )
-        self._cost = Counter("routecast_cost_usd", "Price of all calls.", ["endpoint"], registry=self._registry)
-        self._transitions = Counter(
-            "routecast_transitions", "Changes of health.", ["endpoint", "to_state", "actor"], registry=self._registry
+        self._cost = cache(
+            Counter("routecast_cost_usd", "Price of all calls.", ["endpoint"], registry=self._registry).labels
+        )
+        self._transitions = cache(
+            Counter(
+                "routecast_transitions",
+                "Changes of health.",
+                ["endpoint", "to_state", "actor"],
+                registry=self._registry,
+            ).labels
         )
         self._registry.register(_Gauges(snapshot, history, budgets, load))
 
@@ -69,17 +86,17 @@ class Metrics:
             case RequestRecord():
                 # Callers may send any name; only known models may become series.
                 model = record.model if record.model in self._snapshot().rankings else ""
-                self._requests.labels(record.edge, record.method, model, record.status).inc()
-                self._request_seconds.labels(record.method).observe(record.latency_ms / 1e3)
+                self._requests(record.edge, record.method, model, record.status).inc()
+                self._request_seconds(record.method).observe(record.latency_ms / 1e3)
             case AttemptRecord():
-                self._attempts.labels(record.endpoint, record.kind, record.outcome).inc()
+                self._attempts(record.endpoint, record.kind, record.outcome).inc()
                 if record.ttft_ms is not None:
-                    self._ttft_seconds.labels(record.endpoint).observe(record.ttft_ms / 1e3)
-                self._tokens.labels(record.endpoint, "input").inc(record.input_tokens or 0)
-                self._tokens.labels(record.endpoint, "output").inc(record.output_tokens or 0)
-                self._cost.labels(record.endpoint).inc(record.cost_usd or 0.0)
+                    self._ttft_seconds(record.endpoint).observe(record.ttft_ms / 1e3)
+                self._tokens(record.endpoint, "input").inc(record.input_tokens or 0)
+                self._tokens(record.endpoint, "output").inc(record.output_tokens or 0)
+                self._cost(record.endpoint).inc(record.cost_usd or 0.0)
             case TransitionRecord():
-                self._transitions.labels(record.endpoint, record.to_state, record.actor).inc()
+                self._transitions(record.endpoint, record.to_state, record.actor).inc()
             case _:
                 pass
 
