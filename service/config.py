@@ -48,6 +48,8 @@ class Server(Section):
     """Address of the gRPC server, host:port."""
     http: Address = "127.0.0.1:8088"
     """Address of the OpenAI-compatible HTTP edge, host:port."""
+    metrics: Address | None = None
+    """Address of `/metrics` and `/healthz` alone, host:port; without it, `/metrics` is on the HTTP edge's port."""
     max_body_bytes: Annotated[int, Field(ge=1024)] = 32 * 1024 * 1024
     """Largest request and reply that is taken."""
     lame_duck_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0

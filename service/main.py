@@ -48,6 +48,7 @@ class Ports:
 
     grpc: int
     http: int
+    metrics: int
 
 
 @asynccontextmanager
@@ -132,7 +133,7 @@ async def running(config: Config, listeners: Iterable[Listener] = ()) -> AsyncIt
             await asyncio.gather(rpc.stop(drain_s), http.stop(), serving.drain(drain_s))
 
         stack.push_async_callback(stop_serving)
-        ports = Ports(await rpc.start(config.server.grpc), await http.start(config.server.http))
+        ports = Ports(await rpc.start(config.server.grpc), *await http.start(config.server.http, config.server.metrics))
         yield ports
 
 

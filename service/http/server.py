@@ -1,4 +1,7 @@
-"""The HTTP server: OpenAI routes, /healthz and /metrics, on the loop it is started in."""
+"""The HTTP server: OpenAI routes, /healthz and /metrics, on the loop it is started in.
+
+Metrics name models, endpoints and what they cost. Whoever keeps that from callers gives them an address of their own.
+"""
 
 from collections.abc import Callable
 
@@ -12,7 +15,7 @@ _METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
 class HttpServer:
-    """One HTTP server on one address."""
+    """The HTTP edge on one address, with the metrics on it or on a second one."""
 
     def __init__(
         self, routes: OpenAiRoutes, metrics: Callable[[], bytes], *, max_body_bytes: int, drain_s: float
@@ -20,7 +23,9 @@ class HttpServer:
         self._metrics = metrics
         self._serving = False
         app = web.Application(client_max_size=max_body_bytes, middlewares=[errors])
-        app.add_routes([*routes.table(), web.get("/healthz", self._healthz), web.get("/metrics", self._show_metrics)])
+        app.add_routes([*routes.table(), web.get("/healthz", self._healthz)])
+        self._app = app
+        self._watched: web.AppRunner | None = None
         # A caller who leaves cancels the handler, and with it the call to the provider.
         self._runner = web.AppRunner(
             app,
@@ -32,22 +37,32 @@ class HttpServer:
             max_field_size=_PARSED_BYTES,
         )
 
-    async def start(self, address: str) -> int:
-        """Listen on host:port and return the bound port. Raises OSError when the address is taken."""
-        host, _, port = address.rpartition(":")
-        await self._runner.setup()
-        site = web.TCPSite(self._runner, host.strip("[]"), int(port))
-        await site.start()
+    async def start(self, address: str, metrics: str | None = None) -> tuple[int, int]:
+        """Listen on host:port, and for metrics there or on `metrics`; return the bound ports. Raises OSError when an
+        address is taken.
+        """
+        shown = web.get("/metrics", self._show_metrics)
+        if metrics is None:
+            self._app.add_routes([shown])
+            port = metrics_port = await _listen(self._runner, address)
+        else:
+            app = web.Application(middlewares=[errors])
+            app.add_routes([shown, web.get("/healthz", self._healthz)])
+            self._watched = web.AppRunner(app, access_log=None, handle_signals=False)
+            metrics_port = await _listen(self._watched, metrics)
+            port = await _listen(self._runner, address)
         self._serving = True
-        return int(self._runner.addresses[0][1])
+        return port, metrics_port
 
     def announce_stop(self) -> None:
         """Fail the health check, so that load balancers look elsewhere."""
         self._serving = False
 
     async def stop(self) -> None:
-        """Take no new connections, and let requests in flight finish within the drain period."""
+        """Take no new connections, and let requests in flight finish within the drain period. Metrics go last."""
         await self._runner.cleanup()
+        if self._watched is not None:
+            await self._watched.cleanup()
 
     async def _healthz(self, request: web.Request) -> web.Response:  # noqa: ARG002  # aiohttp's signature
         status = "serving" if self._serving else "draining"
@@ -55,3 +70,10 @@ class HttpServer:
 
     async def _show_metrics(self, request: web.Request) -> web.Response:  # noqa: ARG002  # aiohttp's signature
         return web.Response(body=self._metrics(), headers={"content-type": _METRICS_TYPE})
+
+
+async def _listen(runner: web.AppRunner, address: str) -> int:
+    host, _, port = address.rpartition(":")
+    await runner.setup()
+    await web.TCPSite(runner, host.strip("[]"), int(port)).start()
+    return int(runner.addresses[0][1])

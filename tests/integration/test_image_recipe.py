@@ -202,6 +202,15 @@ def test_the_command_helps_from_the_wheel(image: Image) -> None:
     assert {"serve", "check-config", "health", "analytics", "sql"} <= set(re.findall(r"[a-z-]+", ran.stdout))
 
 
+def test_the_image_can_seal_what_it_keeps(image: Image) -> None:
+    script = (
+        "from service.store.seal import Seal; s = Seal([bytes(32)]); kept = s.seal(b'said', 'row'); "
+        "assert b'said' not in kept; print(s.open(kept, 'row').decode())"
+    )
+    ran = image.run("python", "-I", "-c", script)
+    assert (ran.returncode, ran.stdout.strip()) == (0, "said"), ran.stderr
+
+
 async def test_the_image_serves_forecasts_answers_its_health_check_and_stops(image: Image) -> None:
     """Issue 2, item 10: the health check is a gRPC call; the prior and the SQL files are read from the wheel."""
     address = FINAL.command("HEALTHCHECK")[-1]
