@@ -128,6 +128,8 @@ class Ledger:
             while (shipment := await self._outbox.pack(_MOST_BATCHES_AT_ONCE)) is not None:
                 await asyncio.to_thread(self._deliver, shipment)
                 await self._outbox.delivered(shipment)
+                if not shipment.resumed and len(shipment.bodies) < _MOST_BATCHES_AT_ONCE:
+                    break  # what has come meanwhile goes with the next: a segment costs the same for one as for many
         except (StoreError, HistoryError, OSError, duckdb.Error) as error:
             log.warning("usage entries wait in the outbox: %s", error)
         except Exception:

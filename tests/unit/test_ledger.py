@@ -24,7 +24,7 @@ from service.serving import Event
 from service.store import outbox
 from service.store.database import Database
 from service.store.errors import StoreError
-from service.store.outbox import Outbox
+from service.store.outbox import Outbox, Shipment
 
 ENDPOINT = Endpoint("p:m", "p", "r", "z", "m", "pm", 0, frozenset(), None, 2.0, 3.0)
 ATTEMPTS = tuple(AttemptReport(n, "d", "p:m", "p", "r", Outcome.OK, 200, "", 0.5) for n in (1, 2))
@@ -204,6 +204,27 @@ async def test_c05_what_was_stored_although_the_disk_complained_is_not_doubled(
         await ledger.settle()
         ledger.put(_entry("3"))
     assert home.entries() == [(str(n), 1) for n in range(4)]
+
+
+async def test_c05_what_is_entered_during_a_shipment_goes_with_the_next(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under load there is always more: shipping all of it would write one small segment after the other for ever."""
+    _, ledger, _ = await home.open()
+    delivered, more = Outbox.delivered, iter("12345")
+
+    async def while_more_comes(queue: Outbox, shipment: Shipment) -> None:
+        await delivered(queue, shipment)
+        ledger.put(_entry(next(more)))
+        await ledger.settle()
+
+    monkeypatch.setattr(Outbox, "delivered", while_more_comes)
+    ledger.put(_entry("0"))
+    await ledger.settle()
+    await ledger.ship()
+    assert home.entries() == [("0", 1)]
+    await ledger.ship()
+    assert home.entries() == [("0", 1), ("1", 1)]
 
 
 async def test_c05_a_history_that_cannot_be_written_holds_the_outbox(home: Home) -> None:
