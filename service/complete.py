@@ -192,7 +192,7 @@ class Completer:
             max_output_tokens=most_output_tokens(fields),
             affine_endpoint=session.endpoint_id if session is not None else "",
         )
-        return Turn(replace(completion, fields=fields, route=route), session, new, conversation, cut)
+        return Turn(msgspec.structs.replace(completion, fields=fields, route=route), session, new, conversation, cut)
 
     def _may_cut(self, completion: Completion) -> bool:
         default = self._sessions.truncation if completion.session_id else Truncation.REFUSE

@@ -6,9 +6,9 @@ many words what happened, because a trailing assistant message alone is not resu
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 import msgspec
+from msgspec.structs import replace
 
 from service.providers.base import Chunk
 from service.trail import Usage

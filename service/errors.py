@@ -25,14 +25,14 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 import grpc
+import msgspec
 
 from routing.outcomes import Outcome
 
 _NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
 
-@dataclass(frozen=True, slots=True)
-class AttemptReport:
+class AttemptReport(msgspec.Struct, frozen=True):
     """What one attempt came to, as callers see it. Times in seconds. A `hedge` was made beside another attempt.
 
     Tokens and cost are what its provider is paid for, None for nothing, or nobody knows. `estimated` tells that they

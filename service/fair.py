@@ -7,7 +7,8 @@ execution that goes on without its caller keeps its own.
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from routing.actions import DomainChanged, Finished, Transitioned
 from routing.model import Endpoint

@@ -19,12 +19,14 @@ An execution goes on when all its callers have left: whoever sends a key means t
 """
 
 import asyncio
+import dataclasses
 import hashlib
 import logging
 import re
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing, suppress
-from dataclasses import dataclass, replace
+
+from msgspec.structs import replace
 
 from routing.outcomes import TRAITS
 from service.clock import Clock
@@ -54,7 +56,7 @@ _OF_THE_MOMENT = ("x-ratelimit-", "retry-after")
 _REUSED = "idempotency key {!r} was used for another request before"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class _Claim:
     """What is known under a key: a kept answer, or nothing. `marked` tells that the key is marked on the disk."""
 
@@ -250,7 +252,7 @@ class IdempotentServing:
 
     def _note(self, completion: Completion, status: str, started: float) -> None:
         record = unserved_record(completion, self._replica, status, started, self._clock.now())
-        self._record(replace(record, method="replay"))
+        self._record(dataclasses.replace(record, method="replay"))
 
 
 def _checked(key: str) -> str:

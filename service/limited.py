@@ -9,7 +9,8 @@ until it broke, is in the ledger too.
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from contextlib import aclosing
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from routing.model import Catalogue
 from service.clock import Clock

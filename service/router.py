@@ -8,9 +8,10 @@ then what is computed anew from history is what was computed.
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from random import Random
 from typing import Protocol
+
+import msgspec
 
 from routing.actions import Action, DomainChanged, Finished, Probe, Transitioned
 from routing.engine import Engine
@@ -27,8 +28,7 @@ log = logging.getLogger(__name__)
 _REMEMBERED = 10_000
 
 
-@dataclass(frozen=True, slots=True)
-class Decided:
+class Decided(msgspec.Struct, frozen=True):
     """A decision under its id, with the forecaster it rested on ("" without one), the risk that degraded endpoints, and
     what had raised the risk of those in alarm, by endpoint id.
     """

@@ -8,6 +8,8 @@ those that broke when part of their answer had gone out. A failure before that i
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import msgspec
+
 from analytics.records import RequestRecord
 from routing.model import Endpoint
 from routing.outcomes import Outcome
@@ -22,8 +24,7 @@ Enter = Callable[[Completion, Report, str], None]
 """Takes what a request has used and how it ended, "ok" or the reason, into the ledger. May not raise."""
 
 
-@dataclass(frozen=True, slots=True)
-class Usage:
+class Usage(msgspec.Struct, frozen=True):
     """Tokens, None where the provider did not count them."""
 
     input_tokens: int | None = None

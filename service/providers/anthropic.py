@@ -3,12 +3,12 @@
 The rule of this file: translation is done elsewhere, purely; here is only who is asked, and with which headers.
 """
 
-import dataclasses
 import re
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping
 
 import msgspec
+from msgspec.structs import replace
 
 from routing.model import Endpoint
 from routing.outcomes import Outcome
@@ -114,7 +114,7 @@ class AnthropicMessages:
             raise _unsupported(error.field, str(error)) from None
         # Headers and query were written for OpenAI: those of its own mean nothing here.
         headers = {name: value for name, value in call.headers.items() if not name.lower().startswith("openai-")}
-        request = self._upstream.post(dataclasses.replace(call, headers=headers), _PATH, made.body, timeouts)
+        request = self._upstream.post(replace(call, headers=headers), _PATH, made.body, timeouts)
         return request, {LEFT_OUT: ", ".join(map(_shown, made.left_out))} if made.left_out else {}
 
 

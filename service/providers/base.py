@@ -16,11 +16,11 @@ from routing.model import Endpoint
 from routing.outcomes import Outcome
 from service.providers.transport import Timeouts
 
-_NO_HEADERS: Mapping[str, str] = MappingProxyType({})
+NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
 
 def _no_headers() -> Mapping[str, str]:
-    return _NO_HEADERS
+    return NO_HEADERS
 
 
 class Operation(StrEnum):
@@ -31,9 +31,8 @@ class Operation(StrEnum):
     RESPONSES = "responses"
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
-    """One request as the caller made it.
+class Call(msgspec.Struct, frozen=True):
+    """One request as the caller made it. Nothing of its content is in its repr; nor is it in that of what follows.
 
     Attributes:
         operation: what is asked.
@@ -46,29 +45,33 @@ class Call:
     """
 
     operation: Operation
-    fields: Mapping[str, msgspec.Raw] = field(repr=False)
+    fields: Mapping[str, msgspec.Raw]
     stream: bool = False
-    headers: Mapping[str, str] = field(default_factory=_no_headers, repr=False)
-    query: str = field(default="", repr=False)
+    headers: Mapping[str, str] = NO_HEADERS
+    query: str = ""
     request_id: str = ""
 
+    def __repr__(self) -> str:
+        return f"Call({self.operation.value}, stream={self.stream}, request_id={self.request_id!r})"
 
-@dataclass(frozen=True, slots=True)
-class Reply:
+
+class Reply(msgspec.Struct, frozen=True):
     """A whole answer: `body` unchanged, `headers` (lower case) those that say something about it or about limits.
 
     Token counts are None where the provider gave none.
     """
 
     status: int
-    body: bytes = field(repr=False)
+    body: bytes
     headers: Mapping[str, str]
     input_tokens: int | None
     output_tokens: int | None
 
+    def __repr__(self) -> str:
+        return f"Reply({self.status}, input_tokens={self.input_tokens}, output_tokens={self.output_tokens})"
 
-@dataclass(frozen=True, slots=True)
-class Chunk:
+
+class Chunk(msgspec.Struct, frozen=True):
     """One event of a streamed answer.
 
     Attributes:
@@ -82,14 +85,17 @@ class Chunk:
         event: its name, where the wire format names its events; else b"".
     """
 
-    data: bytes = field(repr=False)
+    data: bytes
     has_content: bool = False
     finish_reason: str | None = None
     input_tokens: int | None = None
     output_tokens: int | None = None
     usage_requested: bool = True
-    headers: Mapping[str, str] = field(default_factory=_no_headers)
+    headers: Mapping[str, str] = NO_HEADERS
     event: bytes = b""
+
+    def __repr__(self) -> str:
+        return f"Chunk(has_content={self.has_content}, finish_reason={self.finish_reason!r}, event={self.event!r})"
 
 
 @dataclass(frozen=True, slots=True)

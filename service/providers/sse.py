@@ -5,7 +5,7 @@ bytes: `data` is handed on exactly as sent, so a cut inside a UTF-8 sequence can
 `id` and `retry` concern reconnecting, which a completion stream cannot do; they are passed over.
 """
 
-from dataclasses import dataclass
+import msgspec
 
 _BOM = b"\xef\xbb\xbf"
 
@@ -14,8 +14,7 @@ class SseError(ValueError):
     """One event is larger than the parser's limit."""
 
 
-@dataclass(frozen=True, slots=True)
-class SseEvent:
+class SseEvent(msgspec.Struct, frozen=True):
     """One event. `type` is b"" unless the server named one; `data` lines are joined by a line feed."""
 
     data: bytes

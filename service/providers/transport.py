@@ -18,8 +18,9 @@ import os
 import socket
 import ssl
 from collections.abc import AsyncIterator, Iterator, Mapping
-from dataclasses import dataclass, field
 from typing import Protocol
+
+import msgspec
 
 from service.providers.watch import Watch
 
@@ -52,8 +53,7 @@ class BodyTooLarge(TransportError):  # noqa: N818 - the family name is Transport
     """The payload is larger than its reader allows."""
 
 
-@dataclass(frozen=True, slots=True)
-class Timeouts:
+class Timeouts(msgspec.Struct, frozen=True):
     """How long one request may take.
 
     Attributes:
@@ -68,18 +68,20 @@ class Timeouts:
     stall_s: float
 
 
-@dataclass(frozen=True, slots=True)
-class UpstreamRequest:
+class UpstreamRequest(msgspec.Struct, frozen=True):
     """One request as it goes out: `url` is sent as spelled, `headers` in order and spelling, repeated names kept.
 
     Only the method is in its repr: keys travel in headers and sometimes in URLs.
     """
 
     method: str
-    url: str = field(repr=False)
-    headers: tuple[tuple[str, str], ...] = field(repr=False)
-    body: bytes = field(repr=False)
+    url: str
+    headers: tuple[tuple[str, str], ...]
+    body: bytes
     timeouts: Timeouts
+
+    def __repr__(self) -> str:
+        return f"UpstreamRequest({self.method!r}, {self.timeouts!r})"
 
 
 class Payload(Protocol):

@@ -13,6 +13,8 @@ from contextlib import aclosing
 from types import MappingProxyType
 from urllib.parse import urlsplit
 
+from msgspec.structs import replace
+
 from routing.outcomes import Outcome
 from service.providers.base import AttemptFailed, Call, Chunk, Failure
 from service.providers.classify import (
@@ -183,7 +185,7 @@ class Upstream:
                 async for event in events:
                     for chunk in reader.read(event):
                         if opening:
-                            yield dataclasses.replace(chunk, headers=opening)
+                            yield replace(chunk, headers=opening)
                             opening = {}
                         else:
                             yield chunk
