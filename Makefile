@@ -6,7 +6,7 @@ UV     := $(BIN)/uv pip
 PROTOS := $(shell find protos/routecast -name '*.proto')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo run test unit fuzz lint format scorecard bench smd soak proto prior schema lock clean
+.PHONY: help setup demo run test unit fuzz lint format scorecard bench smd soak load proto prior schema lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -64,6 +64,11 @@ smd: setup ## are load crossings of real machines foretold? (DATA=folder with th
 
 soak: setup ## 2,000 streams at once through scripted chaos: no cross-talk, everything given back (SOAK_ARGS=--streams 500)
 	$(BIN)/python -m bench.soak $(SOAK_ARGS)
+
+load: setup ## a failing primary (L-07), everybody limited (L-13), and load until it breaks (L-03): some minutes
+	$(BIN)/python -m bench.chaos
+	$(BIN)/python -m bench.limits
+	$(BIN)/python -m bench.stress
 
 proto: setup ## generate protos/gen from protos/routecast
 	$(BIN)/python -m tools.protos

@@ -11,39 +11,23 @@ import asyncio
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import aiohttp
-import grpc
 import uvloop
-from google.rpc.error_details_pb2 import RetryInfo
-from google.rpc.status_pb2 import Status
 from rich.console import Console
 from rich.table import Table
-from routecast.v1 import chat_pb2, router_pb2, router_pb2_grpc
 
+from bench.load import Asked, calling, scenario, steadily
 from bench.soak import NAMES, config_for, served
 from sim.faults import FaultKind
 from sim.provider_server import Fault, ProviderFleet
 from sim.scenario import parse_scenario
 
-_MODEL = "openai/gpt-4"
-_TIMEOUT_S = 30.0
 _MOST_ASKED = 1.2
 _RECOVERY_S = 2.0
-
-
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """One request: when it was sent and ended, "" or its error, and whether that said when to come back."""
-
-    sent: float
-    ended: float
-    error: str = ""
-    has_hint: bool = False
 
 
 @dataclass(slots=True)
@@ -88,65 +72,25 @@ class Limited:
         return said
 
 
-def _scenario() -> str:
-    provider = """
-  - name: {name}
-    region: {name}
-    zone: a
-    ttft_ms: 20
-    tokens_per_s: 2000
-    models: [{{id: openai/gpt-4, provider_model_id: m}}]"""
-    return f"name: limits\nseed: 7\nduration_s: 3600\nproviders:{''.join(provider.format(name=n) for n in NAMES)}\n"
-
-
-async def _over_grpc(stub: "router_pb2_grpc.RouterServiceAsyncStub") -> tuple[str, bool]:
-    message = chat_pb2.ChatMessage(role=chat_pb2.ROLE_USER, text="hello")
-    request = router_pb2.CompleteRequest(chat=chat_pb2.ChatRequest(model=_MODEL, messages=[message]))
-    try:
-        await stub.Complete(request, timeout=_TIMEOUT_S)
-    except grpc.aio.AioRpcError as error:
-        packed = dict(error.trailing_metadata() or ()).get("grpc-status-details-bin")
-        details = Status.FromString(packed).details if isinstance(packed, bytes) else ()
-        return error.code().name, any(detail.Is(RetryInfo.DESCRIPTOR) for detail in details)
-    return "", False
-
-
-async def _over_http(session: aiohttp.ClientSession, url: str) -> tuple[str, bool]:
-    body = {"model": _MODEL, "messages": [{"role": "user", "content": "hello"}]}
-    async with session.post(url, json=body) as response:
-        await response.read()
-        return ("", False) if response.status == 200 else (str(response.status), "retry-after" in response.headers)
-
-
 async def limited(rate: float, calm_s: float, limited_s: float) -> Limited:
     """Send `rate` requests a second: `calm_s` before, `limited_s` during, and as long as before after the limits."""
-    run, loop = Limited(), asyncio.get_running_loop()
-
-    async def ask(send: Callable[[], Awaitable[tuple[str, bool]]]) -> None:
-        sent = loop.time()
-        error, has_hint = await send()
-        run.asked.append(Asked(sent, loop.time(), error, has_hint))
-
+    run = Limited()
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        fleet = await stack.enter_async_context(ProviderFleet(parse_scenario(_scenario()), keep=1))
+        fleet = await stack.enter_async_context(ProviderFleet(parse_scenario(scenario()), keep=1))
         _, ports = await stack.enter_async_context(served(config_for(fleet, folder)))
-        channel = await stack.enter_async_context(grpc.aio.insecure_channel(f"127.0.0.1:{ports['grpc']}"))
-        stub = router_pb2_grpc.RouterServiceStub(channel)
-        connector, timeout = aiohttp.TCPConnector(limit=0), aiohttp.ClientTimeout(total=_TIMEOUT_S)
-        session = await stack.enter_async_context(aiohttp.ClientSession(connector=connector, timeout=timeout))
-        url = f"http://127.0.0.1:{ports['http']}/v1/chat/completions"
-        ways = (lambda: _over_grpc(stub), lambda: _over_http(session, url))
+        callers = await stack.enter_async_context(calling(ports))
+
+        async def ask(number: int, due: float) -> None:
+            run.asked.append(await (callers.over_http if number % 2 else callers.over_grpc)(due))
 
         def total() -> int:
             return sum(fleet.stats(name).total + fleet.stats(name).in_flight for name in NAMES)
 
         async with asyncio.TaskGroup() as group:
             group.create_task(_limits(run, fleet, total, calm_s, limited_s))
-            began = loop.time()
-            for number in range(round(rate * (2 * calm_s + limited_s))):
-                await asyncio.sleep(max(0.0, began + number / rate - loop.time()))
-                group.create_task(ask(ways[number % 2]))
+            requests = round(rate * (2 * calm_s + limited_s))
+            group.create_task(steadily(rate, lambda number: number < requests, ask))
     return run
 
 

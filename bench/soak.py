@@ -38,7 +38,7 @@ from sim.provider_server import Fault, ProviderFleet
 from sim.scenario import parse_scenario
 from sim.wire import spoken_pieces
 
-_MODEL = "openai/gpt-4"
+MODEL = "openai/gpt-4"
 NAMES = ("aurora", "borealis", "cirrus")
 _STREAMS_PER_CHANNEL = 100
 _QUIET_S = 60.0
@@ -126,7 +126,7 @@ def config_for(fleet: ProviderFleet, folder: Path) -> Path:
         "server": {"grpc": "127.0.0.1:0", "http": "127.0.0.1:0"},
         "data_dir": str(folder / "data"),
         "providers": [{"name": name, "base_url": fleet.url(name)} for name in NAMES],
-        "models": [{"id": _MODEL, "endpoints": [{"provider": name, "provider_model": "m"} for name in NAMES]}],
+        "models": [{"id": MODEL, "endpoints": [{"provider": name, "provider_model": "m"} for name in NAMES]}],
         "scoring": {"enabled": False},
         "upstream": {"prewarm": 0},
         "policy": {"attempts": {"ttft_timeout_s": 5, "stall_timeout_s": 10, "reserve_s": 10}},
@@ -165,7 +165,7 @@ class _Callers:
     async def over_grpc(self, stub: "router_pb2_grpc.RouterServiceAsyncStub", mark: str) -> None:
         """Stream over gRPC."""
         message = chat_pb2.ChatMessage(role=chat_pb2.ROLE_USER, text=mark)
-        chat = chat_pb2.ChatRequest(model=_MODEL, messages=[message], extra_json=self._extra)
+        chat = chat_pb2.ChatRequest(model=MODEL, messages=[message], extra_json=self._extra)
         text, has_report, error = "", False, ""
         try:
             async for item in stub.StreamComplete(router_pb2.StreamCompleteRequest(chat=chat)):
@@ -180,7 +180,7 @@ class _Callers:
     async def over_http(self, session: aiohttp.ClientSession, url: str, mark: str) -> None:
         """Stream over the OpenAI edge."""
         body = {
-            "model": _MODEL, "stream": True, "min_tokens": self._min_tokens,
+            "model": MODEL, "stream": True, "min_tokens": self._min_tokens,
             "messages": [{"role": "user", "content": mark}],
         }  # fmt: skip
         text, has_done, error = "", False, ""

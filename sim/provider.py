@@ -175,6 +175,8 @@ class SimulatedProvider:
             status = error.status
             self._settle(visit, _OUTCOMES.get(status, "server_error" if status >= 500 else "client_error"))
             return _json(self._wire.error_body(error, visit.id), status, {**visit.headers, **error.headers})
+        except ConnectionResetError:
+            return await _never()  # its caller has left in the middle of a write; aiohttp is about to cancel this
         finally:
             self._settle(visit, "cancelled")
             self.in_flight -= 1
