@@ -25,8 +25,7 @@ from routing.window import Window
 
 _SLOW_CHECK_S = 0.05
 _OPERATOR = Cause("operator", 1.0, 1.0)
-_IN_SERVICE = frozenset({State.ACTIVE, State.UNKNOWN, State.CANARY})
-_WATCHED = _IN_SERVICE | {State.DEGRADED}
+_WATCHED = frozenset({State.ACTIVE, State.UNKNOWN, State.CANARY, State.DEGRADED})
 
 
 class Engine:
@@ -117,7 +116,7 @@ class Engine:
             return self._outrun(live, result, now)
         if signal is Signal.SUCCESS:
             if was_lost and is_current:
-                self._found_again(live)
+                live.found_again()
             self._domains.served(result.endpoint_id, started)
             if live.credentials.accepted(result.tenant):
                 self._table.patch(live, self.policy.failback, now)
@@ -147,12 +146,6 @@ class Engine:
             cause = reflex.breach(live.window, live.detector, outcome, self.policy.reflex, now, hard=hard)
         return self._raise(live, Event.BREACH, cause, now) if cause else []
 
-    @staticmethod
-    def _found_again(live: Live) -> None:
-        """An attempt that was counted as failed for hanging has succeeded after all."""
-        live.detector.retract()
-        live.health.step_failures = max(0, live.health.step_failures - 1)
-
     def _succeeded(self, live: Live, now: float, *, is_current: bool) -> list[Action]:
         health = live.health
         live.quota.admitted()
@@ -175,7 +168,7 @@ class Engine:
             # What hangs for long has failed, whatever it will end as: its timeout would come too late for the others.
             if sent >= live.health.evidence_from and (ejected := self._failed(live, Outcome.TIMEOUT, now)):
                 return ejected
-        if live.health.state not in _IN_SERVICE:
+        if live.health.state is State.DEGRADED and live.health.was_doubted:
             return []
         cause = reflex.slow(live.window, self.policy.reflex, now, live.health.evidence_from)
         return self._degrade(live, Event.SLOW, cause, now) if cause else []
@@ -237,22 +230,15 @@ class Engine:
     # Forecast, operator and tick: off the request path.
 
     def forecast(self, forecasts: Forecasts, now: float) -> list[Action]:
-        """Take over one tick's forecast; endpoints above the threshold are degraded at once.
+        """Take over one tick's forecast; endpoints above the threshold are degraded at once, if others are better off.
 
         One that is too old or older than the last is ignored, and so are endpoints it does not know and risks that are
         no probabilities.
         """
         if not self._desk.take(forecasts, now):
             return []
-        current, threshold = self._desk.in_force(now), self._desk.threshold()
-        actions: list[Action] = []
-        for endpoint_id, risk in current.risks.items() if current else ():
-            live = self._live.get(endpoint_id)
-            if live is None or threshold is None or live.health.is_settling(now, self.policy.forecast.settle_s):
-                continue
-            if risk >= threshold:
-                actions += self._degrade(live, Event.FORECAST, Cause("risk", risk, threshold), now)
-        return actions
+        foreseen = self._table.foreseen(self.policy.forecast, now)
+        return [action for live, cause in foreseen for action in self._degrade(live, Event.FORECAST, cause, now)]
 
     def withdraw_forecast(self) -> None:
         """Whoever made the forecasts is gone: their last one no longer counts."""
@@ -313,14 +299,26 @@ class Engine:
             reasons.discard(Event.SLOW)
         if Event.LIMITED in reasons and live.quota.share(now) >= 1.0:
             reasons.discard(Event.LIMITED)
-            if not health.was_doubted:
-                return self._raise(live, Event.RELIEVED, Cause("quota_share", 1.0, 1.0), now)
+        if not health.was_doubted:
+            return self._relieve(live, risk, now)
         if reasons or now < health.held_until:
             return []
         cause = Cause("held_s", now - health.entered_at, health.held_until - health.entered_at)
         # A return all at once rests on probes alone, so it asks for them first.
         validate = self.policy.failback.kind is FailbackKind.BLUE_GREEN
         return self._raise(live, Event.VALIDATE if validate else Event.CALM, cause, now)
+
+    def _relieve(self, live: Live, risk: float | None, now: float) -> list[Action]:
+        """Give an endpoint that did nothing wrong its traffic back as its quota and the forecast allow."""
+        health = live.health
+        is_at_risk = Event.FORECAST in health.reasons
+        failback.follow_forecast(health, self._desk.kept(live.endpoint.id, now) if is_at_risk else 1.0, now)
+        if health.reasons or health.kept < 1.0:
+            return []
+        # A forecast that stopped coming was not refuted.
+        if health.is_expected and risk is not None:
+            live.trust.refuted(now)
+        return self._raise(live, Event.RELIEVED, Cause("admission", 1.0, 1.0), now)
 
     # Events.
 
@@ -340,8 +338,9 @@ class Engine:
         doubt after a mere rate limit is a transition of its own.
         """
         health = live.health
-        if health.state is State.DEGRADED and (health.was_doubted or event is Event.LIMITED):
+        if health.state is State.DEGRADED and (health.was_doubted or event is Event.LIMITED or event in health.reasons):
             health.reasons.add(event)
+            live.heard(event, now)
             return []
         return self._raise(live, event, cause, now)
 
@@ -351,17 +350,18 @@ class Engine:
         transition = health.apply(event, cause, now, note)
         if transition is None:
             return []
+        live.heard(event, now)
         match transition.to_state:
             case State.EJECTED:
                 failback.start_ejection(health, self.policy.reflex, now)
                 live.forget()
             case State.DEGRADED if event is Event.LIMITED:
                 failback.start_limited(health)
+            case State.DEGRADED if event is Event.FORECAST and before is not State.CANARY:
+                failback.start_expected(health, now, was_degraded=before is State.DEGRADED)
+                failback.follow_forecast(health, self._desk.kept(live.endpoint.id, now), now)
             case State.DEGRADED:
-                was_limited = before is State.DEGRADED
-                failback.start_doubt(
-                    health, event, self.policy.failback, self.policy.reflex, now, was_limited=was_limited
-                )
+                failback.start_doubt(health, event, self.policy.failback, self.policy.reflex, now)
             case State.CANARY if event is Event.STEP_PROVEN:
                 failback.advance(health, now)
             case State.CANARY:

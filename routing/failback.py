@@ -13,6 +13,7 @@ _MAX_PROBE_FAILURES = 20
 _MAX_RELAPSES = 16
 _PROBE_LOST_S = 30.0
 _MOST_ATTEMPTS = 500
+RETURN_S = 30.0
 
 
 def _hold(health: Health, base_s: float, most_s: float, forgive_s: float, now: float) -> None:
@@ -41,20 +42,43 @@ def start_limited(health: Health) -> None:
     doubted.
     """
     health.reasons = {Event.LIMITED}
-    health.was_doubted = False
+    health.was_doubted = health.is_expected = False
+    health.kept = 1.0
 
 
-def start_doubt(
-    health: Health, event: Event, failback: FailbackPolicy, reflex: ReflexPolicy, now: float, *, was_limited: bool
-) -> None:
-    """Begin a degradation for more than a quota: the endpoint must hold still, and earn its traffic back afterwards."""
-    health.reasons = {event, Event.LIMITED} if was_limited else {event}
+def start_expected(health: Health, now: float, *, was_degraded: bool) -> None:
+    """Begin a degradation for a forecast alone: nothing has gone wrong, so traffic comes back as the risk falls,
+    without probes, steps or a relapse on record.
+    """
+    health.reasons.add(Event.FORECAST)
+    health.is_expected = True
+    if not was_degraded:
+        health.was_doubted = False
+        health.kept, health.kept_at = 1.0, now
+
+
+def follow_forecast(health: Health, share: float, now: float) -> None:
+    """Let the endpoint keep `share` in [0, 1] of its traffic: less at once, more only as fast as all of it would come
+    back in RETURN_S, so that a risk that wavers does not swing the traffic to and fro; and no more while a rate limit
+    lasts, whose slow start would swing it too.
+    """
+    back = 0.0 if Event.LIMITED in health.reasons else (now - health.kept_at) / RETURN_S
+    health.kept = min(share, health.kept + back)
+    health.kept_at = now
+
+
+def start_doubt(health: Health, event: Event, failback: FailbackPolicy, reflex: ReflexPolicy, now: float) -> None:
+    """Begin a degradation for more than a quota or a forecast, which may go on beside it: the endpoint must hold still,
+    and earn its traffic back afterwards.
+    """
+    health.reasons.add(event)
     health.was_doubted = True
     _hold(health, failback.min_hold_s, failback.max_hold_s, reflex.forgive_s, now)
 
 
 def start_probing(health: Health) -> None:
     """Begin to ask for probes."""
+    health.is_expected = False
     health.probes_passed = 0
     health.probe_failures = 0
     health.probe_pending = False
@@ -157,7 +181,7 @@ def admission(health: Health, policy: FailbackPolicy) -> float:
         case State.EJECTED | State.PROBING | State.DRAINING:
             return 0.0
         case State.DEGRADED:
-            return policy.degraded_share if health.was_doubted else 1.0
+            return policy.degraded_share if health.was_doubted else max(policy.degraded_share, health.kept)
         case State.CANARY:
             shares = policy.shares()
             return shares[min(health.step, len(shares) - 1)] if shares else 1.0

@@ -136,8 +136,10 @@ class Health:
     """The machine's state for one endpoint, and the evidence gathered in that state.
 
     `evidence_from`: attempts sent before it no longer count against the endpoint: a return starts with a clean slate.
-    `reasons` are the degrading events that still hold, `was_doubted` tells that one of them was about more than a
-    quota. `relapses` counts recent departures and sets the length of the next one.
+    `reasons` are the degrading events that still hold, `was_doubted` tells that one of them was about more than a quota
+    or a forecast: that something went wrong. Until then `kept` is the share of its traffic that forecasts leave the
+    endpoint, as of `kept_at`, and `is_expected` tells that one of them is still to come true. `relapses` counts recent
+    departures and sets the length of the next one.
     """
 
     endpoint_id: str
@@ -146,6 +148,9 @@ class Health:
     evidence_from: float = 0.0
     reasons: set[Event] = field(default_factory=set)
     was_doubted: bool = False
+    is_expected: bool = False
+    kept: float = 1.0
+    kept_at: float = 0.0
     relapses: int = 0
     forgiven_at: float = 0.0
     held_until: float = 0.0

@@ -3,7 +3,7 @@
 The rule of this file: a snapshot is replaced, never changed. A tick rebuilds all of it, a patch one endpoint's model.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from math import inf
 
@@ -11,15 +11,17 @@ from routing import failback, reflex
 from routing.credentials import Credentials
 from routing.detector import FailureDetector
 from routing.forecasts import ForecastDesk
-from routing.health import Event, Health, State
+from routing.health import Cause, Event, Health, State
 from routing.model import Catalogue, Endpoint
-from routing.policy import FailbackPolicy, Policy
+from routing.policy import FailbackPolicy, ForecastPolicy, Policy
 from routing.quota import Quota
 from routing.ranking import Ranking
 from routing.snapshot import Facts, Snapshot
+from routing.trust import Trust
 from routing.window import Window
 
 _ERROR_SPAN_S = 60
+_TROUBLE = frozenset({Event.BREACH, Event.SLOW, Event.LIMITED, Event.DOMAIN})
 
 
 @dataclass(slots=True)
@@ -34,6 +36,7 @@ class Live:
     facts: Facts
     quota: Quota = field(default_factory=Quota)
     credentials: Credentials = field(default_factory=Credentials)
+    trust: Trust = field(default_factory=Trust)
     slow_checked_at: float = -inf
 
     @classmethod
@@ -47,6 +50,17 @@ class Live:
         """Drop the evidence against the endpoint: a new chance begins."""
         self.detector.clear()
         self.quality.clear()
+
+    def found_again(self) -> None:
+        """Take back that an attempt counted as failed for hanging: it has succeeded after all."""
+        self.detector.retract()
+        self.health.step_failures = max(0, self.health.step_failures - 1)
+
+    def heard(self, event: Event, now: float) -> None:
+        """Believe forecasts more if this is the trouble that one of them expected."""
+        if self.health.is_expected and event in _TROUBLE:
+            self.health.is_expected = False
+            self.trust.confirmed(now)
 
 
 class RoutingTable:
@@ -74,6 +88,36 @@ class RoutingTable:
         live.facts = self._facts(live, failback_policy, now)
         self._swap((live.endpoint.model,), now)
 
+    def foreseen(self, policy: ForecastPolicy, now: float) -> Iterator[tuple[Live, Cause]]:
+        """Yield the endpoints that the forecast in force takes traffic from, those most at risk first, and why.
+
+        Each is looked at when the one before has been dealt with: whoever comes last may have nowhere to send it.
+        """
+        current, threshold = self._desk.in_force(now), self._desk.threshold()
+        if current is None or threshold is None:
+            return
+        for endpoint_id, risk in sorted(current.risks.items(), key=lambda item: (-item[1], item[0])):
+            if risk < threshold:
+                return
+            live = self._live.get(endpoint_id)
+            if live is None or live.health.is_settling(now, policy.settle_s):
+                continue
+            bar = live.trust.bar(threshold, now)
+            if risk >= bar and (live.health.state is State.DEGRADED or self._has_refuge(live, now)):
+                yield live, Cause("risk", risk, bar)
+
+    def _has_refuge(self, live: Live, now: float) -> bool:
+        """Tell whether another endpoint of the model is in full service, and at no risk as far as anyone knows: to
+        leave one that may fail for one that may, or does, helps nobody.
+        """
+        leave = self._desk.exit_threshold()
+        for endpoint in self._catalogue.by_model[live.endpoint.model]:
+            other, risk = self._live[endpoint.id], self._desk.risk(endpoint.id, now)
+            is_in_service = other.health.state in (State.ACTIVE, State.UNKNOWN) and other.quota.share(now) >= 1.0
+            if other is not live and is_in_service and (risk is None or leave is None or risk < leave):
+                return True
+        return False
+
     def pin(self, model: str, endpoint_id: str, now: float) -> None:
         """Put one endpoint of the model before all others from the next decision on; "" ends that."""
         others = {name: pinned for name, pinned in self.pinned.items() if name != model}
@@ -88,7 +132,7 @@ class RoutingTable:
         return Facts(
             endpoint=live.endpoint,
             state=live.health.state,
-            admission=self._admission(live, failback_policy, now) * quota_share,
+            admission=failback.admission(live.health, failback_policy) * quota_share,
             blocked_until=quota.blocked_until,
             error_rate=window.sums(now, _ERROR_SPAN_S).error_rate,
             latency_s=latency_s if latency_s is not None else window.latency_quantile(0.5, now, streamed=False),
@@ -98,12 +142,6 @@ class RoutingTable:
             barred=live.credentials.barred,
             quota_share=quota_share,
         )
-
-    def _admission(self, live: Live, failback_policy: FailbackPolicy, now: float) -> float:
-        admission = failback.admission(live.health, failback_policy)
-        # What is only expected to fail leaves as fast as the risk grows; what does fail keeps the least.
-        only_expected = live.health.state is State.DEGRADED and live.health.reasons == {Event.FORECAST}
-        return max(admission, self._desk.kept(live.endpoint.id, now)) if only_expected else admission
 
     def _swap(self, models: Iterable[str], now: float) -> None:
         ranked, barring = dict(self.snapshot.rankings), self.snapshot.barring

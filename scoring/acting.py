@@ -11,6 +11,9 @@ from enum import StrEnum
 from scoring.alarms import EXIT_RATIO
 
 CANARY_SHARE = 0.1
+# What an alarmed endpoint keeps at the least, so that evidence keeps coming, and the share of alarms that only try.
+FLOOR = 0.1
+EXPLORE = 0.05
 
 
 class Mode(StrEnum):

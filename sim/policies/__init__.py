@@ -11,7 +11,7 @@ from sim.policies.base import ParameterError, with_parameters
 from sim.policies.bifrost import Bifrost, BifrostSettings
 from sim.policies.consecutive import Consecutive, ConsecutiveSettings
 from sim.policies.envoy import Envoy, EnvoySettings
-from sim.policies.forecast import ForecastGate, ShippedForecaster
+from sim.policies.forecast import ArenaForecaster, ForecastGate
 from sim.policies.helicone import Helicone, HeliconeSettings
 from sim.policies.litellm import LiteLLM, LiteLLMSettings
 from sim.policies.llmgateway import LLMGateway, LLMGatewaySettings
@@ -25,6 +25,13 @@ from sim.policies.tuned_breaker import TunedBreaker, TunedBreakerSettings
 _Endpoints = Sequence[ArenaEndpoint]
 _Parameters = Mapping[str, float]
 _Builder = Callable[[_Endpoints, int, _Parameters], Policy]
+
+
+def _gated_prequal(endpoints: _Endpoints, seed: int, parameters: _Parameters) -> Policy:
+    name = "prequal+forecast"
+    prequal = Prequal(len(endpoints), seed, with_parameters(PrequalSettings(), name, parameters))
+    return ForecastGate(prequal, endpoints, name, prequal.consider)
+
 
 _BUILDERS: Mapping[str, _Builder] = {
     "static": lambda e, _, p: Static(len(e), with_parameters(StaticSettings(), "static", p)),
@@ -42,12 +49,10 @@ _BUILDERS: Mapping[str, _Builder] = {
     "routecast-hedged": lambda e, _, p: Routecast(
         e, routing_policy("routecast-hedged", p), name="routecast-hedged", asks_for_hedges=True
     ),
-    "routecast-forecast": lambda e, _, p: Routecast(
-        e, routing_policy("routecast-forecast", p), ShippedForecaster(e), name="routecast-forecast"
+    "routecast-forecast": lambda e, seed, p: Routecast(
+        e, routing_policy("routecast-forecast", p), ArenaForecaster(e, seed=seed), name="routecast-forecast"
     ),
-    "prequal+forecast": lambda e, seed, p: ForecastGate(
-        Prequal(len(e), seed, with_parameters(PrequalSettings(), "prequal+forecast", p)), e, name="prequal+forecast"
-    ),
+    "prequal+forecast": _gated_prequal,
 }
 
 NAMES: tuple[str, ...] = tuple(_BUILDERS)

@@ -1,25 +1,32 @@
-"""The shipped forecaster in the arena: in front of routecast's engine, and as a gate before another policy.
+"""The forecaster in the arena and in replays: in front of routecast's engine, and as a gate before another policy.
 
-It reads the same windows by the same features as the scoring process does, once a second. The gate keeps a policy away
-from endpoints at risk, as long as others are left, and until their risk has fallen well below the threshold; the policy
-itself does not know of it.
+The rule of this file: what the scoring process does each second, by the same functions and without the process: the
+features of the windows, the risks a model may speak of, alarms that begin and end, and the share each leaves. The loop
+is closed: a policy that left an endpoint also sees less of it. The gate keeps a policy away from endpoints in alarm as
+long as others are known to serve; the policy itself does not know of it.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import cache
+from random import Random
 
 from routing.engine import Engine
 from routing.forecasts import Forecasts
 from routing.outcomes import Outcome
+from routing.policy import Policy as RoutingPolicy
 from routing.window import Window
+from scoring.acting import EXPLORE, FLOOR, AlarmDesk, share_kept
 from scoring.alarms import EXIT_RATIO
 from scoring.artifact import Model, load
 from scoring.features import Member, matrix
 from scoring.registry import PRIOR
 from scoring.scorer import risks_of
 from sim.arena.policy import ArenaEndpoint, ArenaRequest, Attempted, Policy
+from sim.policies.routecast import heard_of
 
-_EVERY_S = 1.0
+_TICK_S = 1.0
+# Ticks of a virtual clock come a rounding apart.
+_ROUNDING_S = 1e-6
 
 
 @cache
@@ -28,49 +35,66 @@ def shipped() -> Model:
     return load(PRIOR)
 
 
-class _Pulse:
-    """Risks of all endpoints, at most once a second."""
+class ArenaForecaster:
+    """Forecasts for all endpoints, once a second. `model` is the shipped one by default; `explore` is the share in
+    [0, 1] of alarms that act on a canary share only, drawn from `seed`.
+    """
 
-    def __init__(self, endpoints: Sequence[ArenaEndpoint]) -> None:
+    def __init__(
+        self, endpoints: Sequence[ArenaEndpoint], model: Model | None = None, seed: int = 0, explore: float = EXPLORE
+    ) -> None:
+        self.model = model or shipped()
+        self._ids = [endpoint.id for endpoint in endpoints]
         self._members = [Member(endpoint.provider, endpoint.region) for endpoint in endpoints]
         self._providers = [endpoint.provider for endpoint in endpoints]
-        self._next = _EVERY_S
-
-    def risks(self, windows: Sequence[Window], now: float) -> list[float | None] | None:
-        """Return a risk per endpoint, None for one that cannot be judged; nothing before the next second."""
-        if now < self._next:
-            return None
-        self._next = now - now % _EVERY_S + _EVERY_S
-        return risks_of(shipped(), matrix(self._members, windows, now), self._providers)
-
-
-class ShippedForecaster:
-    """What the scoring process tells the engine, without the process."""
-
-    def __init__(self, endpoints: Sequence[ArenaEndpoint]) -> None:
-        self._ids = [endpoint.id for endpoint in endpoints]
-        self._pulse = _Pulse(endpoints)
+        self._desk = AlarmDesk(explore)
+        self._rng = Random(seed)
+        self._last_tick = 0
 
     def __call__(self, engine: Engine, now: float) -> Forecasts | None:
-        """Return the forecasts of a new second."""
-        risks = self._pulse.risks([engine.window_of(name) for name in self._ids], now)
-        if risks is None:
+        """Return what the engine hears in a new second, None between two."""
+        tick = int((now + _ROUNDING_S) / _TICK_S)
+        if tick <= self._last_tick:
             return None
-        known = {name: risk for name, risk in zip(self._ids, risks, strict=True) if risk is not None}
-        manifest = shipped().manifest
-        return Forecasts(now, manifest.version, manifest.threshold, known)
+        self._last_tick = tick
+        manifest = self.model.manifest
+        threshold = engine.policy.forecast.threshold or manifest.threshold
+        risks, kept = {}, {}
+        for name, risk in zip(self._ids, self.risks([engine.window_of(name) for name in self._ids], now), strict=True):
+            alarm = self._desk.step(name, risk, threshold, now, self._rng.random())
+            if risk is not None:
+                risks[name] = risk
+                if alarm is not None:
+                    kept[name] = share_kept(risk, threshold, FLOOR, alarm.mode)
+        return Forecasts(now, manifest.version, threshold, risks, kept)
+
+    def risks(self, windows: Sequence[Window], now: float) -> list[float | None]:
+        """Return a risk per window, in the order of the endpoints; None for one that cannot be judged."""
+        return risks_of(self.model, matrix(self._members, windows, now), self._providers)
 
 
 class ForecastGate(Policy):
-    """Another policy behind a gate of forecasts."""
+    """Another policy behind a gate of forecasts. Where `consider` is given, it is told the endpoints whose gate is open
+    whenever they change.
+    """
 
-    def __init__(self, inner: Policy, endpoints: Sequence[ArenaEndpoint], name: str) -> None:
+    def __init__(
+        self,
+        inner: Policy,
+        endpoints: Sequence[ArenaEndpoint],
+        name: str,
+        consider: Callable[[Sequence[int]], None] | None = None,
+    ) -> None:
         self.name = name
         self.stall_timeout_s, self.probe_timeout_s = inner.stall_timeout_s, inner.probe_timeout_s
         self.tick_s, self.limits = inner.tick_s, inner.limits
         self._inner = inner
+        self._consider = consider
+        self._policy = RoutingPolicy()
         self._windows = [Window() for _ in endpoints]
-        self._pulse = _Pulse(endpoints)
+        self._forecaster = ArenaForecaster(endpoints)
+        self._desk = AlarmDesk(explore=0.0)
+        self._next = _TICK_S
         self._shut: frozenset[int] = frozenset()
 
     def route(self, request: ArenaRequest, tried: Sequence[int], now: float, draw: float) -> int | None:
@@ -101,10 +125,11 @@ class ForecastGate(Policy):
 
     def finished(self, attempted: Attempted, now: float) -> None:
         """Tell both; the window takes a latency only with a success."""
+        window = self._windows[attempted.endpoint]
         is_ok = attempted.outcome is Outcome.OK and attempted.ttft_s is not None
-        self._windows[attempted.endpoint].finished(
+        window.finished(
             attempted.attempt_id,
-            attempted.outcome,
+            heard_of(attempted, window, self._policy, now),
             now,
             ttft_s=attempted.ttft_s if is_ok else None,
             output_tokens=attempted.output_tokens if is_ok else 0,
@@ -114,15 +139,24 @@ class ForecastGate(Policy):
 
     def tick(self, now: float) -> Sequence[int]:
         """Open and shut the gate; return what the policy wants probed."""
-        risks = self._pulse.risks(self._windows, now)
-        if risks is not None:
-            threshold = shipped().manifest.threshold
-            self._shut = frozenset(
-                endpoint
-                for endpoint, risk in enumerate(risks)
-                if risk is not None and risk >= (threshold * EXIT_RATIO if endpoint in self._shut else threshold)
-            )
+        if now >= self._next:
+            self._next = now - now % _TICK_S + _TICK_S
+            shut = self._alarmed(now)
+            if shut != self._shut:
+                self._shut = shut
+                if self._consider is not None:
+                    self._consider([e for e in range(len(self._windows)) if e not in shut])
         return self._inner.tick(now)
+
+    def _alarmed(self, now: float) -> frozenset[int]:
+        """Return the endpoints in alarm; none when nobody else is known to serve, and at no risk as far as known."""
+        risks, threshold = self._forecaster.risks(self._windows, now), self._forecaster.model.manifest.threshold
+        alarms = [self._desk.step(str(e), risk, threshold, now, draw=0.0) for e, risk in enumerate(risks)]
+        is_refuge = [
+            window.last_ok_at > 0.0 and not window.consecutive_failures and (risk or 0.0) < threshold * EXIT_RATIO
+            for window, risk in zip(self._windows, risks, strict=True)
+        ]
+        return frozenset(e for e, alarm in enumerate(alarms) if alarm) if any(is_refuge) else frozenset()
 
     def probed(self, attempted: Attempted, now: float) -> None:
         """Tell the policy."""

@@ -59,22 +59,29 @@ class Prequal(Baseline):
     def __init__(self, endpoints: int, seed: int, settings: PrequalSettings) -> None:
         super().__init__(endpoints, settings, attempts=1 + settings.retries)
         self._settings = settings
-        self._rng = Random(seed)
+        self._seed = seed
         self._pool: list[_Probe] = []
         self._loads: deque[int] = deque()
         self._sorted_loads: list[int] = []
         self._in_flight = [0] * endpoints
         self._latency_s: list[float | None] = [None] * endpoints
         self._heard = [0.0] * endpoints
-        self._removals = 0
+        self._open: Sequence[int] = self._order
+        self._query = 0
 
-    def route(self, request: ArenaRequest, tried: Sequence[int], now: float, draw: float) -> int | None:  # noqa: ARG002  # the protocol's signature
+    def consider(self, endpoints: Sequence[int]) -> None:
+        """Balance over these endpoints alone from now on, as over a subset of the paper's servers; not empty."""
+        self._open = endpoints
+        self._pool = [probe for probe in self._pool if probe.endpoint in endpoints]
+
+    def route(self, request: ArenaRequest, tried: Sequence[int], now: float, draw: float) -> int | None:
         """Return the endpoint of the best fresh probe, or a random one when there are too few."""
+        self._query = request.number * (1 + self._settings.retries) + len(tried)
         oldest = now - self._settings.max_age_s
         fresh = [p for p in self._pool if p.time >= oldest and p.endpoint not in tried]
         if len(fresh) >= 2:
             return self._best(fresh).endpoint
-        left = [e for e in self._order if e not in tried] if tried else self._order
+        left = [e for e in self._open if e not in tried] or [e for e in self._order if e not in tried]
         return left[int(draw * len(left))] if left else None
 
     def retry(self, request: ArenaRequest, made: Sequence[Attempted], now: float, draw: float) -> float | None:  # noqa: ARG002  # the protocol's signature
@@ -89,9 +96,8 @@ class Prequal(Baseline):
         if used is not None:
             pool.pop(used)
         if pool:
-            self._removals += 1
-            pool.remove(self._worst(pool)) if self._removals % 2 else pool.pop(0)
-        self._probe(now)
+            pool.remove(self._worst(pool)) if self._query % 2 else pool.pop(0)
+        self._probe(now, 2 * self._query)
 
     def finished(self, attempted: Attempted, now: float) -> None:
         """Learn a latency."""
@@ -100,7 +106,7 @@ class Prequal(Baseline):
 
     def tick(self, now: float) -> Sequence[int]:
         """Refresh the pool when nothing else does; return the endpoints not heard of for long."""
-        self._probe(now)
+        self._probe(now, 2 * int(now) + 1)
         unheard = [e for e in self._order if now - self._heard[e] >= self._settings.unheard_s]
         for endpoint in unheard:
             self._heard[endpoint] = now
@@ -122,13 +128,16 @@ class Prequal(Baseline):
             known = old_s is not None and old_s < self._settings.failure_latency_s
             self._latency_s[endpoint] = new_s if not known or old_s is None else old_s + _SMOOTHING * (new_s - old_s)
 
-    def _probe(self, now: float) -> None:
-        settings, pool = self._settings, self._pool
+    def _probe(self, now: float, place: int) -> None:
+        """Take new probes. Each `place`, a query or a second, has draws of its own, as in `sim.arena.luck`: so two runs
+        that differ once do not draw differently ever after.
+        """
+        settings, pool, rng = self._settings, self._pool, Random((self._seed << 64) + place)
         oldest = now - settings.max_age_s
         while pool and pool[0].time < oldest:
             pool.pop(0)
         for _ in range(settings.probes):
-            endpoint = int(self._rng.random() * self._count)
+            endpoint = self._open[int(rng.random() * len(self._open))]
             load = self._in_flight[endpoint]
             pool.append(_Probe(endpoint, load, self._latency_s[endpoint] or 0.0, now))
             self._loads.append(load)

@@ -11,15 +11,18 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import takewhile
 
+from routing import reflex
 from routing.actions import Action, Finished, Probe
 from routing.attempts import (
     Patience,
     RequestBudget,
+    crawl_floor_tokens_per_s,
     first_byte_timeout_s,
     is_reroute,
     recovering,
     refusal_to_retry,
     spared_by_retries,
+    usual_tokens_per_s,
     wait_s,
 )
 from routing.engine import Engine
@@ -29,6 +32,8 @@ from routing.model import Capability, Catalogue, Endpoint, RouteRequest
 from routing.outcomes import Outcome
 from routing.pipeline import Decision, decide
 from routing.policy import Policy as RoutingPolicy
+from routing.window import Window
+from scoring.thresholds import changed
 from sim.arena.policy import ArenaEndpoint, ArenaRequest, Attempted, Limits, Policy, RetryLimit
 from sim.policies.base import ParameterError
 
@@ -214,7 +219,7 @@ class Routecast(Policy):
             waited_s = None if is_hedge else attempted.latency_s
             result = Finished(endpoint_id, attempted.attempt_id, outcome, ttft_s=waited_s)
         elif outcome is not Outcome.OK:
-            heard = self._blame(attempted, now)
+            heard = heard_of(attempted, self.engine.window_of(endpoint_id), self.engine.policy, now)
             result = Finished(endpoint_id, attempted.attempt_id, heard, retry_after_s=attempted.retry_after_s)
         else:
             result = Finished(
@@ -230,16 +235,6 @@ class Routecast(Policy):
                 attempted.output_tokens * self._usd_per_token[attempted.endpoint], attempted.output_tokens, now
             )
         self.engine.finished(result, now)
-
-    def _blame(self, attempted: Attempted, now: float) -> Outcome:
-        """Return what the engine hears. A timeout by a caller's short deadline says nothing of the endpoint, unless the
-        wait was long by the endpoint's own standards.
-        """
-        outcome, waited_s = attempted.outcome, attempted.latency_s
-        if outcome is not Outcome.TIMEOUT or attempted.ttft_s is not None or waited_s >= self._attempts.ttft_timeout_s:
-            return outcome
-        limit_s = self.engine.blame_after_s(self._ids[attempted.endpoint], now, streamed=True)
-        return outcome if waited_s >= limit_s else Outcome.CANCELLED
 
     def tick(self, now: float) -> Sequence[int]:
         """Hear the forecaster, let the engine tick; return what it wants probed and is not being probed."""
@@ -281,6 +276,24 @@ class Routecast(Policy):
         return endpoint
 
 
+def heard_of(attempted: Attempted, window: Window, policy: RoutingPolicy, now: float) -> Outcome:
+    """Return what the health of an endpoint hears of an attempt, `window` being the endpoint's.
+
+    What a caller's deadline cut short says nothing of the endpoint, unless the wait for the first token was long by the
+    endpoint's own standards, or the stream crawled: the service would have cut it before the caller did.
+    """
+    outcome, attempts = attempted.outcome, policy.attempts
+    if outcome is not Outcome.TIMEOUT:
+        return outcome
+    if attempted.ttft_s is not None:
+        floor = crawl_floor_tokens_per_s(attempts, usual_tokens_per_s(window, now), can_move=True)
+        is_blamed = (attempted.tokens_per_s or 0.0) < floor
+    else:
+        limit_s = reflex.blame_after_s(window, policy, now, streamed=True)
+        is_blamed = attempted.latency_s >= min(limit_s, attempts.ttft_timeout_s)
+    return outcome if is_blamed else Outcome.CANCELLED
+
+
 def _catalogue(endpoints: Sequence[ArenaEndpoint]) -> Catalogue:
     return Catalogue.of(
         Endpoint(
@@ -306,14 +319,11 @@ def routing_policy(name: str, parameters: Mapping[str, float]) -> RoutingPolicy:
     Raises ParameterError for a parameter that is unknown or not a number, PolicyError for a value out of range.
     """
     policy = RoutingPolicy()
-    numbers = {key for key, value in policy.thresholds().items() if value is None or isinstance(value, int | float)}
+    known = policy.thresholds()
+    numbers = {key for key, value in known.items() if value is None or isinstance(value, int | float)}
     for key, value in parameters.items():
         if key not in numbers:
             raise ParameterError(f"policy {name!r} has no parameter {key!r}; it has: {sorted(numbers)}")
-        group, leaf = key.split(".")
-        whole = isinstance(policy.thresholds()[key], int)
-        if whole and value != int(value):
+        if isinstance(known[key], int) and value != int(value):
             raise ParameterError(f"{key} = {value!r}: expected a whole number")
-        changed = replace(getattr(policy, group), **{leaf: int(value) if whole else float(value)})
-        policy = replace(policy, **{group: changed})
-    return policy
+    return changed(policy, parameters)

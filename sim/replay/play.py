@@ -19,9 +19,9 @@ from sim.arena.policy import Policy
 from sim.arena.scenario import Scenario
 from sim.arena.truth import Trouble, World, make_world
 from sim.policies import make
+from sim.policies.forecast import ArenaForecaster
 from sim.policies.routecast import Routecast
 from sim.processes import process_pool
-from sim.replay.forecasting import ModelForecaster
 from sim.scorecard.definitions import EARLY_S, GONE, HALF, Evidence, Metrics, measure
 
 _AFTER_S = 60.0
@@ -42,7 +42,7 @@ class Player:
         """Return a new policy for one run."""
         if self.policy is None:
             return make(self.base, world.endpoints, world.seed)
-        forecaster = None if self.model is None else ModelForecaster(self.model)
+        forecaster = None if self.model is None else ArenaForecaster(world.endpoints, self.model, world.seed)
         return Routecast(world.endpoints, self.policy, forecaster, self.name)
 
 

@@ -1,11 +1,24 @@
 """The shipped forecaster in the arena: it warns before a queue hurts; its gate never leaves a policy without choice."""
 
+from random import Random
+
+import pytest
+
+from routing.actions import Finished
+from routing.engine import Engine
+from routing.forecasts import Forecasts
+from routing.model import Catalogue
+from routing.policy import Policy
+from routing.table import Live
+from scoring.protocol import Batch, EndpointInfo, Hello, Observation
+from scoring.scorer import Scorer
 from sim.arena.loop import run
 from sim.arena.scenario import parse_scenario
 from sim.arena.truth import World, make_world
 from sim.policies import make
 from sim.policies.consecutive import Consecutive, ConsecutiveSettings
-from sim.policies.forecast import ForecastGate, shipped
+from sim.policies.forecast import ArenaForecaster, ForecastGate, shipped
+from sim.policies.routecast import Routecast
 from sim.scorecard.definitions import Evidence, measure
 from tests.policy_driver import endpoints, request
 
@@ -53,6 +66,69 @@ def test_a_gate_that_is_shut_everywhere_stands_aside() -> None:
     gate = ForecastGate(Consecutive(2, ConsecutiveSettings()), endpoints(2), "consecutive+forecast")
     gate._shut = frozenset({0, 1})  # no forecast of the shipped model says so at will
     assert gate.route(request(0), [], 0.0, 0.5) == 0
+
+
+def test_a_gate_never_sends_traffic_where_nobody_was_ever_served() -> None:
+    """The second endpoint hangs from the first second on: no forecast can speak of it, and the gate must not move the
+    queue's traffic there.
+    """
+    dead = "  - {kind: hang, endpoint: b, at_s: 0, hold_s: 1500, probability: 1}\n"
+    world = make_world(parse_scenario(QUEUE + dead), 4321)
+    alone = run(world, make("prequal", world.endpoints, world.seed))
+    gated = run(world, make("prequal+forecast", world.endpoints, world.seed), check=True)
+    assert gated.first.tolist() == alone.first.tolist()
+
+
+class _Overheard(Engine):
+    """An engine that writes down what it hears, as the link to the scoring process does."""
+
+    def __init__(self, catalogue: Catalogue, policy: Policy, now: float) -> None:
+        super().__init__(catalogue, policy, now)
+        self.heard: list[Observation] = []
+        self._places = {endpoint_id: i for i, endpoint_id in enumerate(catalogue.endpoints)}
+
+    def started(self, endpoint_id: str, attempt_id: str, now: float, *, streamed: bool = True) -> None:
+        place = self._places[endpoint_id]
+        self.heard.append(Observation("started", place, attempt_id, now, streamed=streamed))
+        super().started(endpoint_id, attempt_id, now, streamed=streamed)
+
+    def first_byte(self, endpoint_id: str, attempt_id: str, now: float) -> None:
+        self.heard.append(Observation("first_byte", self._places[endpoint_id], attempt_id, now))
+        super().first_byte(endpoint_id, attempt_id, now)
+
+    def _observe(self, live: Live, result: Finished, now: float) -> float:  # type: ignore[override]  # static there
+        self.heard.append(
+            Observation(
+                "finished", self._places[result.endpoint_id], result.attempt_id, now, result.outcome, result.ttft_s,
+                result.reply_s, result.output_tokens, result.generation_s,
+            )
+        )  # fmt: skip
+        return super()._observe(live, result, now)
+
+
+def test_f09_the_arena_forecasts_what_the_scoring_process_would() -> None:
+    """Same observations, same seconds, same model: the same risks, alarms and shares, canary alarms included."""
+    world = _world()
+    forecaster = ArenaForecaster(world.endpoints, seed=5, explore=0.5)
+    infos = [EndpointInfo(e.id, e.provider, e.region, e.zone, "arena") for e in world.endpoints]
+    scorer = Scorer(Hello(infos, "", "r", explore=0.5), lambda _: None, Random(5))
+    scorer.serve(shipped())
+    alarmed: set[float] = set()
+
+    def both(engine: Engine, now: float) -> Forecasts | None:
+        said = forecaster(engine, now)
+        if said is not None and isinstance(engine, _Overheard):
+            heard, engine.heard = engine.heard, []
+            would = scorer.take(Batch(now, heard))
+            assert would is not None
+            assert said.risks == pytest.approx(would.risks, abs=1e-6)
+            assert said.kept == pytest.approx({name: alarm.kept for name, alarm in would.alarms.items()}, abs=1e-6)
+            assert (said.forecaster, said.threshold) == (would.forecaster, would.threshold)
+            alarmed.update(said.kept.values())
+        return said
+
+    run(world, Routecast(world.endpoints, None, both, make_engine=_Overheard))
+    assert min(alarmed) < 0.5, "the queue raised an alarm"
 
 
 def test_the_shipped_model_is_read_once() -> None:

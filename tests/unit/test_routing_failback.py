@@ -13,8 +13,8 @@ PLAN = FailbackPolicy(steps=(0.1, 0.4), step_s=10.0, degraded_share=0.2, min_hol
 GREEN = FailbackPolicy(FailbackKind.BLUE_GREEN, validation_probes=5)
 
 
-def _doubt(health: Health, now: float, event: Event = Event.SLOW, *, was_limited: bool = False) -> None:
-    failback.start_doubt(health, event, PLAN, REFLEX, now, was_limited=was_limited)
+def _doubt(health: Health, now: float, event: Event = Event.SLOW) -> None:
+    failback.start_doubt(health, event, PLAN, REFLEX, now)
 
 
 def test_f06_each_relapse_doubles_the_next_ejection_up_to_the_limit() -> None:
@@ -181,7 +181,7 @@ def test_a_limit_below_the_base_never_shortens_it() -> None:
     sparse = FailbackPolicy(probe_interval_s=60.0, max_probe_interval_s=15.0, min_hold_s=20.0, max_hold_s=5.0)
     health = Health("a", state=State.PROBING, probe_failures=9)
     assert failback.probe_interval_s(health, sparse) == 60.0
-    failback.start_doubt(health, Event.SLOW, sparse, REFLEX, 0.0, was_limited=False)
+    failback.start_doubt(health, Event.SLOW, sparse, REFLEX, 0.0)
     assert health.held_until == 20.0
 
 
@@ -231,6 +231,6 @@ def test_a_quota_alone_leaves_the_share_to_the_quota(event: Event) -> None:
     health = Health("a", state=State.DEGRADED)
     failback.start_limited(health)
     assert failback.admission(health, PLAN) == 1.0
-    _doubt(health, 0.0, event, was_limited=True)
+    _doubt(health, 0.0, event)
     assert failback.admission(health, PLAN) == 0.2
     assert health.reasons == {event, Event.LIMITED}

@@ -1,0 +1,150 @@
+"""What a forecast alone may do: leave at once, come back evenly, and only where somebody is better off."""
+
+import pytest
+
+from routing.actions import Finished
+from routing.engine import Engine
+from routing.forecasts import Forecasts
+from routing.health import Event, State
+from routing.outcomes import Outcome
+from routing.trust import Trust
+from tests.routing_world import MODEL, bring_to_canary, eject, engine_of, observe, transitions_of
+
+NOW = 1000.0
+THRESHOLD = 0.4
+
+
+def _hear(engine: Engine, now: float, **risks: float) -> list[Event]:
+    """Hear a forecast and tick; return the events."""
+    actions = [*engine.forecast(Forecasts(now, "hgb-7", THRESHOLD, risks), now), *engine.tick(now)]
+    return [t.event for t in transitions_of(actions)]
+
+
+def _admission(engine: Engine, name: str) -> float:
+    (found,) = (c.facts.admission for c in engine.snapshot.candidates(MODEL) if c.facts.endpoint.id == name)
+    return found
+
+
+def _false_alarm(engine: Engine, name: str, start: float) -> list[float]:
+    """Alarm for one second, then say nothing of it for 31; return what each second admits."""
+    admitted = []
+    for second in range(32):
+        _hear(engine, start + second, **{name: 0.0 if second else 0.99})
+        admitted.append(_admission(engine, name))
+    return admitted
+
+
+def test_f15_what_a_forecast_took_leaves_at_once_and_comes_back_evenly_in_half_a_minute() -> None:
+    engine = engine_of("a", "b", now=NOW)
+    admitted = _false_alarm(engine, "a", NOW)
+    assert admitted[0] == engine.policy.failback.degraded_share
+    assert admitted[15] == pytest.approx(0.5)
+    assert admitted == sorted(admitted)
+    assert engine.health_of("a").state is State.ACTIVE
+    assert engine.health_of("a").relapses == 0, "nothing went wrong, so nothing is held against it"
+
+
+def test_f06_a_risk_that_wavers_does_not_swing_the_traffic() -> None:
+    engine = engine_of("a", "b", now=NOW)
+    events, admitted = [], []
+    for second in range(60):
+        events += _hear(engine, NOW + second, a=0.5 if second % 3 == 0 else 0.0)
+        admitted.append(_admission(engine, "a"))
+    assert max(admitted) < 0.2
+    assert set(events) == {Event.FORECAST}
+
+
+def test_f06_a_false_alarm_makes_the_next_one_harder_to_raise_there_and_nowhere_else() -> None:
+    engine = engine_of("a", "b", now=NOW)
+    _false_alarm(engine, "a", NOW)
+    assert _hear(engine, NOW + 40, a=0.6) == []
+    assert _hear(engine, NOW + 41, a=0.7) == [Event.FORECAST]
+    engine = engine_of("a", "b", now=NOW)
+    _false_alarm(engine, "a", NOW)
+    assert _hear(engine, NOW + 40, b=0.6) == [Event.FORECAST]
+
+
+def test_f09_an_alarm_that_came_true_is_held_against_nobody() -> None:
+    engine = engine_of("a", "b", now=NOW)
+    observe(engine, "a", Outcome.OK, NOW)
+    assert _hear(engine, NOW, a=0.99) == [Event.FORECAST]
+    while engine.health_of("a").state is not State.EJECTED:
+        observe(engine, "a", Outcome.SERVER_ERROR, NOW + 1)
+    assert engine._live["a"].trust.bar(THRESHOLD, NOW + 1) == THRESHOLD  # no decision shows trust that is whole
+
+
+@pytest.mark.parametrize("end", ["withdrawn", "drained"])
+def test_f20_an_alarm_that_nobody_judged_costs_no_trust(end: str) -> None:
+    engine = engine_of("a", "b", now=NOW)
+    _hear(engine, NOW, a=0.99)
+    if end == "withdrawn":
+        engine.withdraw_forecast()
+    else:
+        engine.drain("a", "ada: maintenance", NOW + 1)
+        engine.restore("a", "ada: done", NOW + 2)
+    for second in range(3, 40):
+        engine.tick(NOW + second)
+        engine.probed(Finished("a", "p", Outcome.OK), NOW + second)
+    assert _hear(engine, NOW + 60, a=0.41) == [Event.FORECAST]
+
+
+def test_f07_f09_nothing_leaves_for_a_place_that_is_no_better() -> None:
+    assert _hear(engine_of("only", now=NOW), NOW, only=0.99) == []
+    engine = engine_of("a", "b", now=NOW)
+    eject(engine, "b", NOW)
+    assert _hear(engine, NOW, a=0.99) == [], "b is out"
+    engine = engine_of("a", "b", now=NOW)
+    assert _hear(engine, NOW, a=0.99, b=0.3) == [], "b is below the threshold, but above the exit"
+    assert _hear(engine, NOW + 1, a=0.99, b=0.1) == [Event.FORECAST]
+
+
+def test_f09_of_two_at_risk_the_worse_one_is_left_and_the_other_stays() -> None:
+    engine = engine_of("a", "b", "c", now=NOW)
+    eject(engine, "c", NOW)
+    _hear(engine, NOW, a=0.6, b=0.9)
+    assert {engine.health_of(name).state for name in "ab"} == {State.UNKNOWN}, "each is no refuge for the other"
+    bring_to_canary(engine, "c", NOW + 10)
+    for second in range(11, 60):
+        engine.tick(NOW + second)
+        for _ in range(5):
+            observe(engine, "c", Outcome.OK, NOW + second)
+    assert engine.health_of("c").state is State.ACTIVE
+    engine.forecast(Forecasts(NOW + 60, "hgb-7", THRESHOLD, {"a": 0.6, "b": 0.9}), NOW + 60)
+    assert {engine.health_of(name).state for name in "ab"} == {State.DEGRADED}
+    assert engine.health_of("b").entered_at == engine.health_of("a").entered_at == NOW + 60
+
+
+def test_f17_a_limit_that_was_forecast_comes_back_once() -> None:
+    """The slow start of a limit and the return of a forecast do not take turns."""
+    engine = engine_of("a", "b", now=NOW)
+    observe(engine, "a", Outcome.OK, NOW)
+    _hear(engine, NOW, a=0.99)
+    for attempt in "xy":
+        engine.finished(Finished("a", attempt, Outcome.RATE_LIMITED, retry_after_s=5.0), NOW + 1)
+    admitted = []
+    for second in range(2, 70):
+        _hear(engine, NOW + second, a=0.0)
+        admitted.append(_admission(engine, "a"))
+    assert admitted == sorted(admitted)
+    assert admitted[25] <= engine.policy.failback.degraded_share, "the quota is whole only after 27 s"
+    assert admitted[-1] == 1.0
+
+
+def test_f06_trust_is_lost_by_steps_and_comes_back_with_what_came_true_and_with_time() -> None:
+    trust, bars = Trust(), []
+    for _ in range(3):
+        trust.refuted(NOW)
+        bars.append(trust.bar(0.5, NOW))
+    assert bars == pytest.approx([0.731, 0.881, 0.953], abs=1e-3)
+    trust.confirmed(NOW)
+    assert trust.bar(0.5, NOW) == pytest.approx(0.818, abs=1e-3)
+    assert trust.bar(0.5, NOW + 7200) == pytest.approx(0.679, abs=1e-3)
+    assert trust.bar(0.5, NOW + 86_400) == pytest.approx(0.5, abs=1e-3)
+
+
+def test_f20_trust_never_makes_an_alarm_easier() -> None:
+    trust = Trust()
+    for moment in range(200):
+        trust.confirmed(NOW + moment) if moment % 3 else trust.refuted(NOW + moment)
+        for threshold in (0.01, 0.5, 0.99):
+            assert threshold <= trust.bar(threshold, NOW + moment) < 1.0
