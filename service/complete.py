@@ -5,8 +5,8 @@ sent stands, and nothing pretends to be the rest; unless the caller asked for a 
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack, aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, nullcontext
 from dataclasses import replace
 from types import MappingProxyType
 
@@ -24,7 +24,7 @@ from service.pace import Pace
 from service.providers.base import Adapter, AttemptFailed, Chunk, Failure, Operation, Reply
 from service.race import answered
 from service.router import Router
-from service.sessions import SessionStore
+from service.sessions import Session, SessionStore
 from service.trail import Attempt, Enter, Usage
 from service.truncation import least_tokens
 from service.turn import Turn
@@ -33,10 +33,8 @@ from service.wire import (
     CHARACTERS_PER_TOKEN,
     AnswerBuilder,
     answer_message,
-    array_items,
     encode_array,
     estimated_tokens,
-    most_output_tokens,
     needs,
 )
 
@@ -69,8 +67,7 @@ class Completer:
 
     async def complete(self, completion: Completion) -> Served:
         """Serve a request whole. Raises ServiceError."""
-        async with AsyncExitStack() as stack:
-            turn = await self._join(completion, stack)
+        async with self._joined(completion) as turn:
             walk = Walk(self._router, self._record, self._enter, turn.completion, self._replica)
             attempt, reply = await answered(walk, lambda attempt: self._send(turn, attempt), _nothing_to_drop)
             attempt.counted = Usage(reply.input_tokens, reply.output_tokens)
@@ -93,8 +90,8 @@ class Completer:
         """Serve a request as events; the first item tells who serves, the last is the report. Raises ServiceError,
         also in the middle.
         """
-        async with AsyncExitStack() as stack:
-            turn = await self._join(completion, stack)
+        async with self._joined(completion) as joined:
+            turn = joined
             walk = Walk(self._router, self._record, self._enter, turn.completion, self._replica)
             answer = AnswerBuilder() if turn.session is not None or turn.can_be_continued else None
             while True:
@@ -171,28 +168,32 @@ class Completer:
         usual = usual_tokens_per_s(engine.window_of(attempt.endpoint.id), self._router.clock.now())
         return crawl_floor_tokens_per_s(engine.policy.attempts, usual, can_move=turn.can_be_continued)
 
-    async def _join(self, completion: Completion, stack: AsyncExitStack) -> Turn:
-        """Join a request with its session, whose turn is held until `stack` closes."""
-        new: Sequence[msgspec.Raw] = ()
-        conversation: Sequence[msgspec.Raw] = ()
-        session = None
-        fields = completion.fields
-        if completion.operation is Operation.CHAT:
-            conversation = new = array_items(fields.get("messages"), "messages")
-            if completion.session_id:
-                turn = self._sessions.turn(completion.route.tenant, completion.session_id)
-                session = await stack.enter_async_context(turn)
-                conversation = self._sessions.joined(session, new)
-                fields = {**fields, "messages": encode_array(conversation)}
-        cut = self._may_cut(completion) and bool(conversation)
-        route = replace(
-            completion.route,
-            needs=needs(completion.operation, fields, stream=completion.stream),
-            input_tokens=least_tokens(conversation) if cut else estimated_tokens(conversation),
-            max_output_tokens=most_output_tokens(fields),
-            affine_endpoint=session.endpoint_id if session is not None else "",
-        )
-        return Turn(msgspec.structs.replace(completion, fields=fields, route=route), session, new, conversation, cut)
+    def _joined(self, completion: Completion) -> AbstractAsyncContextManager[Turn]:
+        """Join a request with its session, if it has one, whose turn is held for the length of the block."""
+        if completion.session_id and completion.operation is Operation.CHAT:
+            return self._in_session(completion)
+        return nullcontext(self._turn(completion, None, completion.messages))
+
+    @asynccontextmanager
+    async def _in_session(self, completion: Completion) -> AsyncIterator[Turn]:
+        async with self._sessions.turn(completion.route.tenant, completion.session_id) as session:
+            conversation = self._sessions.joined(session, completion.messages)
+            fields = {**completion.fields, "messages": encode_array(conversation)}
+            route = replace(
+                completion.route,
+                needs=needs(completion.operation, fields, stream=completion.stream),
+                input_tokens=estimated_tokens(conversation),
+                affine_endpoint=session.endpoint_id,
+            )
+            yield self._turn(msgspec.structs.replace(completion, fields=fields, route=route), session, conversation)
+
+    def _turn(self, completion: Completion, session: Session | None, conversation: Sequence[msgspec.Raw]) -> Turn:
+        """Return the turn, of which only what may not be dropped has to fit into a context window."""
+        new = completion.messages
+        if not conversation or not self._may_cut(completion):
+            return Turn(completion, session, new, conversation)
+        route = replace(completion.route, input_tokens=least_tokens(conversation))
+        return Turn(msgspec.structs.replace(completion, route=route), session, new, conversation, cut=True)
 
     def _may_cut(self, completion: Completion) -> bool:
         default = self._sessions.truncation if completion.session_id else Truncation.REFUSE

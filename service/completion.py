@@ -20,6 +20,8 @@ class Completion(msgspec.Struct, frozen=True):
 
     Attributes:
         fields: the JSON body by top-level field, each value as it was written.
+        messages: of a chat, each as it was written.
+        route: with what the body asks for.
         idempotent: it may run twice.
         may_hedge: its caller said so in so many words, and so agreed to pay for a hedge.
         continues: its caller wants a stream of plain text that breaks to be continued elsewhere.
@@ -41,6 +43,7 @@ class Completion(msgspec.Struct, frozen=True):
     truncation: Truncation | None = None
     may_hedge: bool = False
     continues: bool = False
+    messages: Sequence[msgspec.Raw] = ()
 
     @property
     def method(self) -> str:

@@ -22,7 +22,7 @@ from service.serving import Event, Serving
 from service.tenancy.fair_queue import Ticket
 from service.tenancy.gate import Gate, Shed, Why
 from service.unserved import unserved_record
-from service.wire import CHARACTERS_PER_TOKEN, most_output_tokens
+from service.wire import CHARACTERS_PER_TOKEN
 
 _TOLD = {
     Why.FULL: "as many requests wait as may",
@@ -169,10 +169,10 @@ class FairServing:
 
 def _cost(completion: Completion) -> float:
     """Return the work a request is, in tokens: its text by its size, and the most it may output. Never 0."""
-    fields = completion.fields
+    fields, route = completion.fields, completion.route
     said = fields.get("messages", fields.get("input"))
     size_bytes = memoryview(said).nbytes if said is not None else 0
-    return 1.0 + size_bytes / CHARACTERS_PER_TOKEN + most_output_tokens(fields)
+    return 1.0 + size_bytes / CHARACTERS_PER_TOKEN + route.max_output_tokens
 
 
 def _refusal(why: Why, retry_after_s: float) -> ServiceError:

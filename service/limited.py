@@ -21,7 +21,7 @@ from service.providers.base import Chunk, Operation
 from service.serving import Event, Serving
 from service.tenancy.accounts import Account, Demand, Limit, Refusal, Standing
 from service.unserved import unserved_record
-from service.wire import array_items, estimated_tokens, most_output_tokens
+from service.wire import estimated_tokens
 
 _PREFIX = "x-ratelimit-"
 
@@ -144,7 +144,7 @@ class _Stay:
         input_tokens = _input_tokens(completion)
         output_tokens = 0
         if completion.operation is not Operation.EMBEDDINGS:
-            output_tokens = most_output_tokens(completion.fields) or round(account.usual_output_tokens)
+            output_tokens = completion.route.max_output_tokens or round(account.usual_output_tokens)
         self.account = account
         self._estimate = input_tokens
         self._prices = prices
@@ -189,7 +189,7 @@ class _Stay:
 def _input_tokens(completion: Completion) -> int:
     fields = completion.fields
     if completion.operation is Operation.CHAT:
-        return estimated_tokens(array_items(fields.get("messages"), "messages"))
+        return completion.route.input_tokens
     return estimated_tokens([fields["input"]]) if "input" in fields else 0
 
 

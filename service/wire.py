@@ -126,6 +126,25 @@ def flag_field(fields: RawFields, field: str) -> bool:
         raise InvalidRequestError(Violation(field, "expected true or false")) from error
 
 
+class Asked(msgspec.Struct, frozen=True):
+    """What a body asks for, as far as routing has to know. `messages` are those of a chat, each as it was written;
+    tokens are estimated for chats alone. Of the output it is the most the body allows, 0 when it does not say.
+    """
+
+    messages: Sequence[msgspec.Raw]
+    needs: frozenset[Capability]
+    input_tokens: int
+    max_output_tokens: int
+
+
+def asked(operation: Operation, fields: RawFields, *, stream: bool) -> Asked:
+    """Look into a body once, for all who have to know. Raises InvalidRequestError for a chat without messages."""
+    messages = array_items(fields.get("messages"), "messages") if operation is Operation.CHAT else ()
+    return Asked(
+        messages, needs(operation, fields, stream=stream), estimated_tokens(messages), most_output_tokens(fields)
+    )
+
+
 def needs(operation: Operation, fields: RawFields, *, stream: bool) -> frozenset[Capability]:
     """Return what an endpoint must be able to do for this body."""
     if operation is Operation.EMBEDDINGS:
@@ -153,8 +172,10 @@ def estimated_tokens(parts: Iterable[msgspec.Raw]) -> int:
 def most_output_tokens(fields: Mapping[str, msgspec.Raw]) -> int:
     """Return how many output tokens the request allows, by whichever name it says so; 0 when it does not."""
     for name in ("max_completion_tokens", "max_tokens", "max_output_tokens"):
+        if name not in fields:
+            continue
         try:
-            value = msgspec.json.decode(fields.get(name, b"null"))
+            value = msgspec.json.decode(fields[name])
         except (msgspec.DecodeError, RecursionError):
             continue
         if isinstance(value, int) and not isinstance(value, bool) and value > 0:

@@ -25,7 +25,7 @@ from service.http.events import event_writer
 from service.providers.base import Chunk, Operation
 from service.request_id import request_id
 from service.serving import Serving
-from service.wire import body_fields, flag_field, text_field
+from service.wire import Asked, asked, body_fields, flag_field, text_field
 
 _PREFIX = "x-routecast-"
 _FORWARDED = ("openai-beta", "traceparent", "tracestate", "baggage", "x-client-request-id")
@@ -104,10 +104,11 @@ class OpenAiRoutes:
         caller = self._caller(request)
         fields = body_fields(await request.read())
         stream = operation is not Operation.EMBEDDINGS and flag_field(fields, "stream")
+        model, wanted = text_field(fields, "model"), asked(operation, fields, stream=stream)
         return Completion(
             operation=operation,
             fields=fields,
-            route=caller.asks(_route(request, text_field(fields, "model"))),
+            route=caller.asks(_route(request, model, wanted)),
             request_id=identity,
             edge="http",
             stream=stream,
@@ -119,6 +120,7 @@ class OpenAiRoutes:
             truncation=_one_of(request, "truncation", _TRUNCATIONS, default=""),
             may_hedge=_one_of(request, "idempotent", _BOOLEANS, default="false"),
             continues=_one_of(request, "continue", _BOOLEANS, default="false"),
+            messages=wanted.messages,
         )
 
     async def _whole(self, completion: Completion) -> web.Response:
@@ -151,7 +153,7 @@ class OpenAiRoutes:
         return response
 
 
-def _route(request: web.Request, model: str) -> RouteRequest:
+def _route(request: web.Request, model: str, wanted: Asked) -> RouteRequest:
     headers = request.headers
     try:
         return RouteRequest(
@@ -163,6 +165,9 @@ def _route(request: web.Request, model: str) -> RouteRequest:
             region_policy=_one_of(request, "region-policy", _REGION_POLICIES, default=RegionPolicy.ANYWHERE.value),
             budget_usd=_number(request, "max-cost-usd", "dollars"),
             slo_s=_number(request, "latency-objective-s", "seconds"),
+            needs=wanted.needs,
+            input_tokens=wanted.input_tokens,
+            max_output_tokens=wanted.max_output_tokens,
         )
     except RequestError as error:
         header = _HEADER_OF.get(error.field, error.field)

@@ -1,7 +1,6 @@
 """From protos to the core's values; `convert` goes the other way. Whatever a caller can say wrong is named here."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from math import inf
 
 import msgspec
@@ -16,7 +15,7 @@ from service.completion import Completion
 from service.config import Truncation
 from service.errors import InvalidRequestError, Violation
 from service.providers.base import Operation
-from service.wire import body_fields
+from service.wire import asked, body_fields
 
 _OBJECTIVES = {routing_pb2.Objective.Value(f"OBJECTIVE_{o.name}"): o for o in Objective} | {0: Objective.ORDERED}
 _REGION_POLICIES = {routing_pb2.RegionPolicy.Value(f"REGION_POLICY_{p.name}"): p for p in RegionPolicy} | {
@@ -83,10 +82,22 @@ def _region_policy(value: int) -> RegionPolicy:
     return _REGION_POLICIES[value]
 
 
-def _route(model: str, options: routing_pb2.RoutingOptions) -> RouteRequest:
+def _route(
+    model: str,
+    options: routing_pb2.RoutingOptions,
+    *,
+    needs: frozenset[Capability],
+    input_tokens: int,
+    max_output_tokens: int = 0,
+    excluded: frozenset[str] = frozenset(),
+) -> RouteRequest:
     try:
         return RouteRequest(
             model=model,
+            needs=needs,
+            input_tokens=input_tokens,
+            max_output_tokens=max_output_tokens,
+            excluded=excluded,
             objective=objective(options.objective),
             agent=options.agent,
             preferred_provider=options.preferred_provider,
@@ -111,8 +122,9 @@ def route_request(request: router_pb2.RouteRequest) -> RouteRequest:
         raise InvalidRequestError(Violation("needs", f"{unknown[0]} is no Capability"))
     if request.input_tokens < 0:
         raise InvalidRequestError(Violation("input_tokens", "expected 0 or more"))
-    return replace(
-        _route(request.model, request.routing),
+    return _route(
+        request.model,
+        request.routing,
         needs=frozenset(_CAPABILITIES[value] for value in request.needs),
         input_tokens=request.input_tokens,
         excluded=frozenset(request.excluded_endpoint_ids),
@@ -201,10 +213,19 @@ def _completion(
 ) -> Completion:
     if options.truncation not in _TRUNCATIONS:
         raise InvalidRequestError(Violation("routing.truncation", f"{options.truncation} is no Truncation"))
+    wanted = asked(operation, fields, stream=stream)
+    route = _route(
+        model,
+        options,
+        needs=wanted.needs,
+        input_tokens=wanted.input_tokens,
+        max_output_tokens=wanted.max_output_tokens,
+    )
     return Completion(
         operation=operation,
         fields=fields,
-        route=caller.asks(_route(model, options)),
+        messages=wanted.messages,
+        route=caller.asks(route),
         request_id=request_id,
         edge="grpc",
         stream=stream,
