@@ -4,13 +4,17 @@ Rule of this file: features are never recomputed here, so training sees exactly 
 macros `degraded_moments` and `labelled_health` in `sql/macros.sql`, the same that judge forecasts.
 """
 
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import duckdb
 import numpy as np
 import numpy.typing as npt
 
 from analytics.errors import FeatureShapeError, HistoryError
+from analytics.pieces import MOST_ROWS, pieces
 from analytics.queries import sql_text_of, utc_timestamp
 
 
@@ -56,9 +60,11 @@ def training_rows(
     since: float,
     until: float,
     feature_set: str | None = None,
+    *,
+    most_rows: int = MOST_ROWS,
 ) -> TrainingRows:
     """Labelled health samples of [since, until) (unix seconds), of `feature_set` or else of the newest one in the
-    period.
+    period. `most_rows` are read at a time.
 
     With no sample, n and k are 0 and the feature set is the one asked for, or empty. Raises `FeatureShapeError` when
     samples of the feature set differ in length, and `HistoryError` when the horizon is not above 0.
@@ -72,53 +78,102 @@ def training_rows(
         ).fetchone()
         feature_set = (newest[0] if newest else None) or ""
     lengths = connection.execute(
-        "SELECT DISTINCT len(features) AS k FROM health "
-        "WHERE time >= $since AND time < $until AND feature_set = $feature_set ORDER BY k",
+        "SELECT len(features) AS k, count(*) FROM health "
+        "WHERE time >= $since AND time < $until AND feature_set = $feature_set GROUP BY k ORDER BY k",
         {**period, "feature_set": feature_set},
     ).fetchall()
     if len(lengths) > 1:
-        found = ", ".join(str(k) for (k,) in lengths)
+        found = ", ".join(str(k) for k, _ in lengths)
         raise FeatureShapeError(f"feature set {feature_set!r}: expected samples of one length, found lengths {found}")
-    width = int(lengths[0][0]) if lengths else 0
+    width, n = lengths[0] if lengths else (0, 0)
     # One column per feature: they arrive as float64 arrays, while a list column would become n Python lists.
     features = "".join(f", features[{index}] AS f{index}" for index in range(1, width + 1))
-    columns = connection.execute(
-        sql_text_of("training_rows").replace("/* features */", features),
-        {**period, "horizon_s": horizon_s, "feature_set": feature_set},
-    ).fetchnumpy()
-    n = len(columns["time"])
-    x = np.empty((n, width), dtype=np.float64)
-    for index in range(width):
-        x[:, index] = np.ma.filled(columns[f"f{index + 1}"], np.nan)
+    text = sql_text_of("training_rows").replace("/* features */", features)
+    x, labelled = np.empty((n, width), dtype=np.float64), _Labelled(("endpoint", "provider", "replica"))
+    for columns in _labelled(connection, text, horizon_s, (since, until), {"feature_set": feature_set}, most_rows):
+        first = labelled.n
+        labelled.add(columns)
+        for index in range(width):
+            x[first : labelled.n, index] = np.ma.filled(columns[f"f{index + 1}"], np.nan)
     return TrainingRows(
         feature_set=feature_set,
-        x=x,
-        y=np.asarray(columns["y"], dtype=np.int8),
-        mask=np.asarray(columns["known"], dtype=np.bool_),
-        time=np.asarray(columns["time"], dtype=np.float64),
-        endpoint=np.asarray(columns["endpoint"], dtype=np.object_),
-        provider=np.asarray(columns["provider"], dtype=np.object_),
-        replica=np.asarray(columns["replica"], dtype=np.object_),
+        x=x[: labelled.n],
+        y=labelled.joined("y", np.int8),
+        mask=labelled.joined("known", np.bool_),
+        time=labelled.joined("time", np.float64),
+        endpoint=labelled.joined("endpoint", np.object_),
+        provider=labelled.joined("provider", np.object_),
+        replica=labelled.joined("replica", np.object_),
     )
 
 
 def watched_rows(
-    connection: duckdb.DuckDBPyConnection, horizon_s: float, since: float, until: float, shadow: str
+    connection: duckdb.DuckDBPyConnection,
+    horizon_s: float,
+    since: float,
+    until: float,
+    shadow: str,
+    *,
+    most_rows: int = MOST_ROWS,
 ) -> WatchedRows:
     """Labelled moments of [since, until) (unix seconds) at which both the champion and `shadow` made a forecast."""
-    columns = connection.execute(
-        sql_text_of("watched_rows"),
-        {"since": utc_timestamp(since), "until": utc_timestamp(until), "horizon_s": horizon_s, "shadow": shadow},
-    ).fetchnumpy()
+    labelled = _Labelled(("endpoint", "provider"))
+    text = sql_text_of("watched_rows")
+    for columns in _labelled(connection, text, horizon_s, (since, until), {"shadow": shadow}, most_rows):
+        labelled.add(columns)
     return WatchedRows(
-        risk=np.asarray(columns["risk"], dtype=np.float64),
-        shadow_risk=np.asarray(columns["shadow_risk"], dtype=np.float64),
-        y=np.asarray(columns["y"], dtype=np.int8),
-        mask=np.asarray(columns["known"], dtype=np.bool_),
-        time=np.asarray(columns["time"], dtype=np.float64),
-        endpoint=np.asarray(columns["endpoint"], dtype=np.object_),
-        provider=np.asarray(columns["provider"], dtype=np.object_),
+        risk=labelled.joined("risk", np.float64),
+        shadow_risk=labelled.joined("shadow_risk", np.float64),
+        y=labelled.joined("y", np.int8),
+        mask=labelled.joined("known", np.bool_),
+        time=labelled.joined("time", np.float64),
+        endpoint=labelled.joined("endpoint", np.object_),
+        provider=labelled.joined("provider", np.object_),
     )
+
+
+_Columns = Mapping[str, npt.NDArray[Any]]
+
+
+def _labelled(
+    connection: duckdb.DuckDBPyConnection,
+    text: str,
+    horizon_s: float,
+    period: tuple[float, float],
+    parameters: Mapping[str, str],
+    most_rows: int,
+) -> Iterator[_Columns]:
+    """Ask for labelled samples piece by piece; each is told what came within the horizon after it, until the end."""
+    for begin, end in pieces(connection, *period, most_rows):
+        seen = {"since": begin, "until": min(period[1], end + horizon_s), "end": end}
+        moments = {name: utc_timestamp(seconds) for name, seconds in seen.items()}
+        yield connection.execute(text, {**moments, "horizon_s": horizon_s, **parameters}).fetchnumpy()
+
+
+class _Labelled:
+    """Columns that come in pieces. `names` are those of text: millions of rows share a few values, so they share the
+    strings too.
+    """
+
+    def __init__(self, names: tuple[str, ...]) -> None:
+        self.n = 0
+        self._names = names
+        self._known: dict[str, str] = {}
+        self._parts: dict[str, list[npt.NDArray[Any]]] = defaultdict(list)
+
+    def add(self, columns: _Columns) -> None:
+        """Append one piece; its features are the caller's."""
+        self.n += len(columns["time"])
+        for name in ("time", "y", "known", "risk", "shadow_risk", *self._names):
+            if name in columns:
+                self._parts[name].append(self._shared(columns[name]) if name in self._names else columns[name])
+
+    def _shared(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        return np.array([self._known.setdefault(value, value) for value in values.tolist()], dtype=np.object_)
+
+    def joined(self, name: str, kind: Any) -> npt.NDArray[Any]:
+        """Return all of one column."""
+        return np.concatenate([np.empty(0, dtype=kind), *self._parts[name]]).astype(kind, copy=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,9 +189,15 @@ class ProbeContrast:
     live_failed: int
 
 
-def probe_contrasts(connection: duckdb.DuckDBPyConnection, since: float, until: float) -> list[ProbeContrast]:
+def probe_contrasts(
+    connection: duckdb.DuckDBPyConnection, since: float, until: float, *, most_rows: int = MOST_ROWS
+) -> list[ProbeContrast]:
     """Compare probes with live attempts of the same seconds, by endpoint, over [since, until) (unix seconds)."""
-    rows = connection.execute(
-        sql_text_of("probe_contrasts"), {"since": utc_timestamp(since), "until": utc_timestamp(until)}
-    ).fetchall()
-    return [ProbeContrast(*row) for row in rows]
+    totals: dict[str, npt.NDArray[np.int64]] = {}
+    for begin, end in pieces(connection, since, until, most_rows):
+        rows = connection.execute(
+            sql_text_of("probe_contrasts"), {"since": utc_timestamp(begin), "until": utc_timestamp(end)}
+        ).fetchall()
+        for endpoint, *counts in rows:
+            totals[endpoint] = totals.get(endpoint, np.zeros(4, dtype=np.int64)) + counts
+    return [ProbeContrast(endpoint, *totals[endpoint].tolist()) for endpoint in sorted(totals)]

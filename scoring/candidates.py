@@ -91,6 +91,6 @@ def candidate_of(
 
 def _thinned(part: Part) -> tuple[_Floats, npt.NDArray[np.int8]]:
     """Return the usable rows, every k-th when there are more than a million: seconds of one minute say the same."""
-    x, y = part.labelled
-    step = -(-len(x) // _MAX_ROWS)
-    return (x[::step], y[::step]) if step > 1 else (x, y)
+    places = np.flatnonzero(part.usable)
+    places = places[:: max(1, -(-len(places) // _MAX_ROWS))]
+    return part.x[places], part.y[places]

@@ -4,7 +4,8 @@ The rule of this file: the future never informs the past. The parts follow one a
 between them, because a label looks that far ahead.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -14,8 +15,17 @@ from scoring.alarms import Interval, Series
 from scoring.features import FEATURES, in_domain
 
 _Floats = npt.NDArray[np.float64]
+_Places = npt.NDArray[np.intp]
 # Ticks further apart than this belong to different runs of the service.
 _MAX_GAP_S = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Endpoint:
+    """One endpoint's rows, cut where the service was not running, and its incidents."""
+
+    runs: tuple[_Places, ...]
+    incidents: tuple[Interval, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +40,11 @@ class Part:
     endpoint: npt.NDArray[np.object_]
     provider: npt.NDArray[np.object_]
     horizon_s: float
+    _endpoints: Sequence[_Endpoint] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        # Asked for once per contender and threshold, and the same each time.
+        object.__setattr__(self, "_endpoints", [self._endpoint(own) for own in _places(self.endpoint)])
 
     @property
     def groups(self) -> list[str]:
@@ -50,23 +65,22 @@ class Part:
     @property
     def incidents(self) -> int:
         """How many stretches of positive labels there are."""
-        return sum(len(self._incidents_of(self.endpoint == name)) for name in np.unique(self.endpoint.astype(str)))
+        return sum(len(endpoint.incidents) for endpoint in self._endpoints)
 
     def series(self, risk: _Floats) -> list[Series]:
         """One series per endpoint and run of the service, from one risk per row; outside the domain it is 0."""
         risk = np.where(self.judged, risk, 0.0)
-        found = []
-        for name in np.unique(self.endpoint.astype(str)):
-            own = self.endpoint == name
-            incidents = tuple(self._incidents_of(own))
-            breaks = np.flatnonzero(np.diff(self.time[own]) > _MAX_GAP_S) + 1
-            found += [
-                Series(time, part, incidents)
-                for time, part in zip(np.split(self.time[own], breaks), np.split(risk[own], breaks), strict=True)
-            ]
-        return found
+        return [
+            Series(self.time[run], risk[run], endpoint.incidents)
+            for endpoint in self._endpoints
+            for run in endpoint.runs
+        ]
 
-    def _incidents_of(self, own: npt.NDArray[np.bool_]) -> list[Interval]:
+    def _endpoint(self, own: _Places) -> _Endpoint:
+        breaks = np.flatnonzero(np.diff(self.time[own]) > _MAX_GAP_S) + 1
+        return _Endpoint(tuple(np.split(own, breaks)), tuple(self._incidents_of(own)))
+
+    def _incidents_of(self, own: _Places) -> list[Interval]:
         """Turn stretches of positive labels into the times they look at: the first looks a whole horizon ahead."""
         time, y = self.time[own], self.y[own]
         edges = np.diff(y.astype(np.int8), prepend=np.int8(0), append=np.int8(0))
@@ -77,9 +91,18 @@ class Part:
         ]
 
 
+def _places(endpoint: npt.NDArray[np.object_]) -> list[_Places]:
+    """Return the rows of each endpoint, by its name."""
+    names = sorted(set(endpoint.tolist()))
+    number = {name: i for i, name in enumerate(names)}
+    codes = np.fromiter((number[name] for name in endpoint.tolist()), dtype=np.int32, count=len(endpoint))
+    order = np.argsort(codes, kind="stable")
+    return np.split(order, np.searchsorted(codes[order], np.arange(1, len(names)))) if names else []
+
+
 def split(rows: TrainingRows, shares: tuple[float, ...], horizon_s: float) -> list[Part]:
     """Split by time into parts that span the given shares of the usable rows (they add up to 1), with gaps of one
-    horizon.
+    horizon. The parts show the rows, which are in the order of time; they hold no copies.
     """
     x = rows.x if len(rows.x) else np.empty((0, len(FEATURES)))
     judged = in_domain(x) & np.isfinite(x).all(axis=1)
@@ -92,7 +115,7 @@ def split(rows: TrainingRows, shares: tuple[float, ...], horizon_s: float) -> li
     parts = []
     for i in range(len(shares)):
         first = bounds[i] + (horizon_s if i else 0.0)
-        chosen = (rows.time >= first) & (rows.time <= bounds[i + 1])
+        chosen = slice(*np.searchsorted(rows.time, (first, np.nextafter(bounds[i + 1], np.inf))).tolist())
         parts.append(
             Part(
                 x[chosen],

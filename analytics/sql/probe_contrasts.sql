@@ -3,10 +3,11 @@
 WITH evidence AS (
     SELECT endpoint, time, kind = 'probe' AS is_probe, is_failure(outcome) AS failed
     FROM attempts
-    WHERE is_evidence(outcome) AND time >= $since AND time < $until
+    WHERE is_evidence(outcome)
+        AND time >= CAST($since AS TIMESTAMP) - INTERVAL 3 SECOND AND time < CAST($until AS TIMESTAMP) + INTERVAL 3 SECOND
 ),
 matched AS (
-    SELECT endpoint, is_probe, failed,
+    SELECT endpoint, time, is_probe, failed,
         count(*) FILTER (NOT is_probe) OVER nearby AS live,
         count(*) FILTER (NOT is_probe AND failed) OVER nearby AS live_failed
     FROM evidence
@@ -16,6 +17,6 @@ matched AS (
 )
 SELECT endpoint, count(*), count(*) FILTER (failed), CAST(sum(live) AS BIGINT), CAST(sum(live_failed) AS BIGINT)
 FROM matched
-WHERE is_probe AND live > 0
+WHERE is_probe AND live > 0 AND time >= $since AND time < $until
 GROUP BY endpoint
 ORDER BY endpoint

@@ -2,14 +2,16 @@
 
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from analytics.errors import FeatureShapeError, HistoryError
-from analytics.records import Record
-from analytics.training import TrainingRows, training_rows
+from analytics.pieces import pieces
+from analytics.records import HealthRecord, Record
+from analytics.training import TrainingRows, probe_contrasts, training_rows, watched_rows
 from tests.history_records import attempt, health, history
 
 T0 = 1_750_000_000.0
@@ -137,3 +139,41 @@ def test_samples_of_different_length_are_named(tmp_path: Path) -> None:
         training_rows(connection, 60.0, T0, T0 + 10)
     with pytest.raises(HistoryError, match="horizon_s"):
         training_rows(connection, 0.0, T0, T0 + 10)
+
+
+def _day(hours: int) -> list[Record]:
+    """Two endpoints over some hours, with failures before, at and after full hours, and probes beside live attempts."""
+    begin = 3600.0 * (T0 // 3600 + 1)
+    records: list[Record] = []
+    for step in range(hours * 360):
+        now = begin + 10.0 * step
+        bad = step % 360 in (*range(5), *range(354, 360), *range(100, 110))
+        outcome = "server_error" if bad else "ok"
+        for name in ("a", "b"):
+            ttft_ms = 100.0 + step % 7
+            records += [
+                health((float(step), ttft_ms), time=now + 0.5, endpoint=name, risk=0.25),
+                attempt(time=now, endpoint=name, outcome=outcome if name == "a" else "ok", ttft_ms=ttft_ms),
+                attempt(time=now + 3, endpoint=name, ttft_ms=ttft_ms),
+            ]
+            if step % 360 in (0, 200, 359):
+                records.append(attempt(time=now + 2, endpoint=name, kind="probe", outcome=outcome))
+    return [replace(each, shadow="s", shadow_risk=0.5) if isinstance(each, HealthRecord) else each for each in records]
+
+
+def test_history_read_in_pieces_is_what_it_is_read_whole(tmp_path: Path) -> None:
+    """Labels, features, shadows and probes do not know where a piece ends."""
+    connection = history(tmp_path, _day(4))
+    since, until = T0, T0 + 5.3 * 3600
+    assert len(list(pieces(connection, since, until, 1))) == 4
+    assert list(pieces(connection, since, until, 10**9)) == [(since, until)]
+    whole, cut = (training_rows(connection, 60.0, since, until, most_rows=most) for most in (10**9, 1))
+    for name in ("x", "y", "mask", "time", "endpoint", "provider", "replica"):
+        assert np.array_equal(getattr(cut, name), getattr(whole, name)), name
+    assert 0 < whole.y.sum() < len(whole.y)
+    seen = [watched_rows(connection, 60.0, since, until, "s", most_rows=most) for most in (10**9, 1)]
+    for name in ("risk", "shadow_risk", "y", "mask", "time", "endpoint", "provider"):
+        assert np.array_equal(*(getattr(rows, name) for rows in seen)), name
+    contrasts = [probe_contrasts(connection, since, until, most_rows=most) for most in (10**9, 1)]
+    assert contrasts[0] == contrasts[1]
+    assert sum(contrast.probes for contrast in contrasts[0]) == 24
