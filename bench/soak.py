@@ -4,6 +4,9 @@
 text that reached the wrong caller, or was made of two, is found. Half of the streams go over gRPC, half over HTTP.
 Waves of streams follow each other: what the service holds after the last is compared with what it held after the first.
 
+L-12, a hundred long requests at once, with a large context and without trouble:
+`python -m bench.soak --streams 100 --waves 1 --seconds 30 --tokens 4000 --context 400000 --calm`.
+
 The rule of this file: a stream ends in one of three ways. Its text is whole and its own; or it broke with an error that
 says so, and what came is the beginning of its own text; or it was refused before it began. Anything else is counted as
 corrupt, and one such stream fails the run.
@@ -46,6 +49,20 @@ _MOST_TOKENS = 10_000
 # Endpoints that the chaos has put out are probed, and a probe may overlap the next.
 _PROBED = 2 * len(NAMES)
 _KIB = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What streams are like: tokens of an answer, characters of context before each request, and whether there is
+    trouble.
+    """
+
+    tokens: int = 40
+    context: int = 0
+    chaos: bool = True
+
+
+USUAL = Shape()
 
 
 class End(StrEnum):
@@ -157,15 +174,17 @@ async def served(config: Path) -> AsyncIterator[tuple[int, dict[str, int]]]:
 class _Callers:
     """Callers over both edges, and the judge of what they get."""
 
-    def __init__(self, soaked: Soaked, min_tokens: int) -> None:
+    def __init__(self, soaked: Soaked, shape: Shape) -> None:
         self._soaked = soaked
-        self._extra = json.dumps({"min_tokens": min_tokens}).encode()
-        self._min_tokens = min_tokens
+        self._extra = json.dumps({"min_tokens": shape.tokens}).encode()
+        self._min_tokens = shape.tokens
+        self._before = ("word " * (shape.context // 5),) if shape.context else ()
 
     async def over_grpc(self, stub: "router_pb2_grpc.RouterServiceAsyncStub", mark: str) -> None:
         """Stream over gRPC."""
-        message = chat_pb2.ChatMessage(role=chat_pb2.ROLE_USER, text=mark)
-        chat = chat_pb2.ChatRequest(model=MODEL, messages=[message], extra_json=self._extra)
+        messages = [chat_pb2.ChatMessage(role=chat_pb2.ROLE_SYSTEM, text=text) for text in self._before]
+        messages.append(chat_pb2.ChatMessage(role=chat_pb2.ROLE_USER, text=mark))
+        chat = chat_pb2.ChatRequest(model=MODEL, messages=messages, extra_json=self._extra)
         text, has_report, error = "", False, ""
         try:
             async for item in stub.StreamComplete(router_pb2.StreamCompleteRequest(chat=chat)):
@@ -180,8 +199,7 @@ class _Callers:
     async def over_http(self, session: aiohttp.ClientSession, url: str, mark: str) -> None:
         """Stream over the OpenAI edge."""
         body = {
-            "model": MODEL, "stream": True, "min_tokens": self._min_tokens,
-            "messages": [{"role": "user", "content": mark}],
+            "model": MODEL, "stream": True, "min_tokens": self._min_tokens, "messages": self._messages(mark),
         }  # fmt: skip
         text, has_done, error = "", False, ""
         async with session.post(url, json=body) as response:
@@ -199,15 +217,17 @@ class _Callers:
         self._judge(mark, text, is_whole=has_done, error=error)
 
     def _judge(self, mark: str, text: str, *, is_whole: bool, error: str) -> None:
-        end = _end_of(mark, self._min_tokens, text, is_whole=is_whole, error=error)
+        end = _end_of(self._messages(mark), self._min_tokens, text, is_whole=is_whole, error=error)
         self._soaked.ends[end] += 1
         if end is End.CORRUPT and len(self._soaked.oddities) < 10:
             self._soaked.oddities.append(f"{mark!r}: whole {is_whole}, error {error!r}, text {text[:200]!r}")
 
+    def _messages(self, mark: str) -> list[dict[str, str]]:
+        return [{"role": "system", "content": text} for text in self._before] + [{"role": "user", "content": mark}]
 
-def _end_of(mark: str, tokens: int, text: str, *, is_whole: bool, error: str) -> End:
+
+def _end_of(messages: list[dict[str, str]], tokens: int, text: str, *, is_whole: bool, error: str) -> End:
     """Judge one stream: a simulated provider's answer follows from its name and the request, to the letter."""
-    messages = [{"role": "user", "content": mark}]
     answers = ["".join(spoken_pieces(name, messages, tokens, _MOST_TOKENS)) for name in NAMES]
     if is_whole and not error:
         return End.WHOLE if text in answers else End.CORRUPT
@@ -226,25 +246,34 @@ def _held(pid: int, fleet: ProviderFleet) -> Held:
 
 
 async def soak(
-    streams: int, waves: int, stream_s: float, *, idle_s: float = 0.0, progress: Callable[[str], None] = lambda _: None
+    streams: int,
+    waves: int,
+    stream_s: float,
+    shape: Shape = USUAL,
+    *,
+    idle_s: float = 0.0,
+    progress: Callable[[str], None] = lambda _: None,
 ) -> Soaked:
-    """Run `waves` waves of `streams` streams that each last about `stream_s` seconds; return what came of them.
+    """Run `waves` waves of `streams` streams of this shape that each last about `stream_s` seconds; return what came of
+    them.
 
     After the last wave, connections that wait for use are given `idle_s` seconds to time out.
     """
-    soaked, tokens = Soaked(streams), 40
+    soaked = Soaked(streams)
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        fleet = await stack.enter_async_context(ProviderFleet(parse_scenario(_scenario(tokens / stream_s)), keep=1))
+        fleet = await stack.enter_async_context(
+            ProviderFleet(parse_scenario(_scenario(shape.tokens / stream_s)), keep=1)
+        )
         pid, ports = await stack.enter_async_context(served(config_for(fleet, folder)))
         for wave in range(waves + 1):
             # The first wave is small and calm: it wakes everything up.
             calm = wave == 0
             count = min(streams, 50) if calm else streams
             watching = asyncio.create_task(_watch(soaked, fleet, pid, calm=calm))
-            if not calm:
+            if not calm and shape.chaos:
                 await fleet.inject(*_chaos(stream_s))
-            await _wave(soaked, ports, wave, count, 0.1 if calm else stream_s / 2, tokens)
+            await _wave(soaked, ports, wave, count, 0.1 if calm else stream_s / 2, USUAL if calm else shape)
             await fleet.clear()
             watching.cancel()
             await fleet.until(lambda: all(fleet.stats(name).in_flight == 0 for name in NAMES), timeout_s=_QUIET_S)
@@ -253,9 +282,9 @@ async def soak(
     return soaked
 
 
-async def _wave(soaked: Soaked, ports: dict[str, int], wave: int, count: int, over_s: float, tokens: int) -> None:
+async def _wave(soaked: Soaked, ports: dict[str, int], wave: int, count: int, over_s: float, shape: Shape) -> None:
     """Open `count` streams over `over_s` seconds, and wait for the end of all."""
-    callers = _Callers(soaked, tokens)
+    callers = _Callers(soaked, shape)
     async with AsyncExitStack() as stack:
         channels = [
             await stack.enter_async_context(
@@ -297,12 +326,16 @@ async def _settled(pid: int, fleet: ProviderFleet, within_s: float) -> Held:
 def main() -> int:
     """Run the command line; returns 1 when a stream was corrupt or something was not given back."""
     parser = argparse.ArgumentParser(prog="python -m bench.soak", description=__doc__)
-    parser.add_argument("--streams", type=int, default=2400, help="per wave; some end early (default: 2400)")
+    parser.add_argument("--streams", type=int, default=2600, help="per wave; some end early (default: 2600)")
     parser.add_argument("--waves", type=int, default=2, help="of so many streams (default: 2)")
     parser.add_argument("--seconds", type=float, default=45.0, help="that a stream lasts (default: 45)")
+    parser.add_argument("--tokens", type=int, default=USUAL.tokens, help="of an answer (default: %(default)s)")
+    parser.add_argument("--context", type=int, default=0, help="characters before each request (default: 0)")
+    parser.add_argument("--calm", action="store_true", help="without chaos")
     arguments = parser.parse_args()
     console = Console(width=120)
-    run = soak(arguments.streams, arguments.waves, arguments.seconds, idle_s=_QUIET_S, progress=console.print)
+    shape = Shape(arguments.tokens, arguments.context, not arguments.calm)
+    run = soak(arguments.streams, arguments.waves, arguments.seconds, shape, idle_s=_QUIET_S, progress=console.print)
     soaked = uvloop.run(run)
     table = Table(title=f"{arguments.waves} waves of {arguments.streams} streams", title_justify="left")
     for column in ("what", "value"):

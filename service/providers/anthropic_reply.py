@@ -11,7 +11,7 @@ import msgspec
 
 from service.providers.base import Chunk
 from service.providers.quality import check_end
-from service.providers.reader import Malformed, Reported, Tokens
+from service.providers.reader import Malformed, Reported, Tokens, plausible
 from service.providers.sse import SseEvent
 
 _FINISH: Mapping[str, str] = {
@@ -271,7 +271,7 @@ def _tokens(usage: _Usage) -> Tokens:
     if usage.input_tokens is None:
         return None, None
     cached = (usage.cache_creation_input_tokens or 0) + (usage.cache_read_input_tokens or 0)
-    return usage.input_tokens + cached, usage.output_tokens or 0
+    return plausible(usage.input_tokens + cached), plausible(usage.output_tokens or 0)
 
 
 def _usage(usage: _Usage) -> dict[str, Any] | None:

@@ -16,6 +16,8 @@ from service.providers.sse import SseEvent
 Tokens = tuple[int | None, int | None]
 """Input and output tokens, as far as the provider counted them."""
 
+_MOST_TOKENS = 10**12
+
 NOTHING = frozenset({b"", b"null"})
 """What a field that is absent or null looks like as raw JSON."""
 
@@ -31,8 +33,8 @@ _Usage = TypeVar("_Usage", bound=Usage)
 
 
 def tokens(raw: msgspec.Raw, usage: msgspec.json.Decoder[_Usage]) -> Tokens:
-    """Return what `usage` makes of a field; of an unknown shape it counts as none: it must not cost the caller an
-    answer.
+    """Return what `usage` makes of a field; of an unknown shape, and beyond reason, it counts as none: it must not cost
+    the caller an answer, nor pay a tenant.
     """
     if bytes(raw) in NOTHING:
         return None, None
@@ -40,7 +42,12 @@ def tokens(raw: msgspec.Raw, usage: msgspec.json.Decoder[_Usage]) -> Tokens:
         counted = usage.decode(raw)
     except (ValueError, RecursionError):
         return None, None
-    return counted.input_tokens, counted.output_tokens
+    return plausible(counted.input_tokens), plausible(counted.output_tokens)
+
+
+def plausible(counted: int | None) -> int | None:
+    """Return a count of tokens, None for one that nobody can have counted."""
+    return counted if counted is not None and 0 <= counted <= _MOST_TOKENS else None
 
 
 class Malformed(ValueError):  # noqa: N818 - named as its outcome

@@ -194,6 +194,34 @@ async def test_c05_a_stream_that_breaks_is_paid_for_as_far_as_it_came(providers:
     assert cost_usd == pytest.approx((tokens_in * 10 + 200) / 1e6)
 
 
+@pytest.mark.parametrize("tokens", [-3, 2**70])
+@pytest.mark.parametrize("stream", [False, True])
+async def test_c05_a_count_beyond_reason_is_none(
+    providers: ProviderFleet, tmp_path: Path, stream: bool, tokens: int
+) -> None:
+    """It costs the caller no answer, and pays no tenant."""
+    async with _priced(providers, tmp_path) as (service, upstreams):
+        claimed = {"prompt_tokens": tokens, "completion_tokens": tokens, "total_tokens": tokens}
+
+        async def claim(exchange: Exchange) -> None:
+            if stream:
+                counted = event(choices=[], usage=claimed)
+                await exchange.send(STREAM_HEAD, event("well"), event(finish="stop"), counted, DONE)
+                return
+            choice = {"index": 0, "message": {"role": "assistant", "content": "well"}, "finish_reason": "stop"}
+            body = {"id": "x", "object": "chat.completion", "created": 1, "model": "m", "choices": [choice]}
+            await exchange.respond(json.dumps(body | {"usage": claimed}).encode(), "Content-Type: application/json")
+
+        upstreams["first"].script = claim
+        if stream:
+            report = [m async for m in service.stub.StreamComplete(stream_request())][-1].report
+        else:
+            report = (await service.complete()).routing
+        assert not report.HasField("cost_usd")
+        rows = await service.history("SELECT status, input_tokens, cost_usd FROM usage")
+    assert rows == [("ok", None, None)]
+
+
 async def test_c05_what_failed_before_an_answer_costs_nothing(providers: ProviderFleet, tmp_path: Path) -> None:
     async with _priced(providers, tmp_path) as (service, upstreams):
         for upstream in upstreams.values():
