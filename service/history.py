@@ -10,6 +10,7 @@ from analytics.records import AttemptRecord, DecisionRecord, DomainRecord, Recor
 from routing.actions import DomainChanged, Finished, Transitioned
 from routing.model import Endpoint
 from routing.outcomes import Outcome
+from routing.pipeline import Considered, Decision, Plan
 from service.router import Decided
 
 Sink = Callable[[Record], None]
@@ -96,23 +97,12 @@ class HistoryListener:
     def __init__(self, sink: Sink, replica: str) -> None:
         self._sink = sink
         self._replica = replica
+        self._version = 0
+        self._written: dict[int, tuple[Plan, str]] = {}
 
     def decided(self, decided: Decided) -> None:
         """Record a decision with all its candidates."""
         decision, request = decided.decision, decided.decision.request
-        candidates = [
-            {
-                "endpoint": c.candidate.facts.endpoint.id,
-                "state": c.candidate.facts.state.value,
-                "score": c.candidate.score,
-                "admission": c.candidate.facts.admission,
-                "risk": c.candidate.facts.risk,
-                "share": c.share,
-                "contributions": c.candidate.contributions,
-                "exclusion": c.exclusion,
-            }
-            for c in decision.considered
-        ]
         self._sink(
             DecisionRecord(
                 replica=self._replica,
@@ -128,9 +118,20 @@ class HistoryListener:
                 chosen=decision.chosen.facts.endpoint.id if decision.chosen else "",
                 draw=decision.draw,
                 propensity=decision.propensity,
-                candidates=msgspec.json.encode(candidates).decode(),
+                candidates=self._candidates(decision),
             )
         )
+
+    def _candidates(self, decision: Decision) -> str:
+        """Return all that were considered, as JSON: written once per plan, for decisions are many and plans are few."""
+        if decision.snapshot_version != self._version:
+            self._version = decision.snapshot_version
+            self._written.clear()
+        plan = decision.plan
+        if id(plan) not in self._written:
+            # The plan beside its text: while it is kept, no other one has its id.
+            self._written[id(plan)] = plan, msgspec.json.encode([_candidate(c) for c in plan.considered]).decode()
+        return self._written[id(plan)][1]
 
     def started(self, endpoint: Endpoint, attempt_id: str, now: float, *, streamed: bool) -> None:
         """Nothing: an attempt is recorded when it ends."""
@@ -180,3 +181,17 @@ class HistoryListener:
 
 
 AttemptSink = Callable[[AttemptRecord | RequestRecord], None]
+
+
+def _candidate(considered: Considered) -> dict[str, object]:
+    candidate, facts = considered.candidate, considered.candidate.facts
+    return {
+        "endpoint": facts.endpoint.id,
+        "state": facts.state.value,
+        "score": candidate.score,
+        "admission": facts.admission,
+        "risk": facts.risk,
+        "share": considered.share,
+        "contributions": candidate.contributions,
+        "exclusion": considered.exclusion,
+    }

@@ -13,6 +13,7 @@ from service.providers.base import Call
 from service.providers.reader import Unusable
 
 _EMPTY = frozenset({b"", b"null", b'""', b"[]", b"{}"})
+_LONGEST_EMPTY = max(map(len, _EMPTY))
 _SPOKEN = ("content", "refusal", "tool_calls", "function_call", "audio", "images", "reasoning_content", "reasoning")
 _JSON_FORMATS = frozenset({"json_object", "json_schema"})
 # Reasons to finish that promise something; others say why there is nothing.
@@ -46,7 +47,7 @@ def wants_json(call: Call) -> bool:
 
 def says_something(message: Fields) -> bool:
     """Is there anything in a message (or delta) beside its role?"""
-    return any(bytes(raw) not in _EMPTY for name, raw in message.items() if name != "role")
+    return any(name != "role" and not _is_empty(raw) for name, raw in message.items())
 
 
 def check_choices(choices: Sequence[Answered], *, json: bool) -> None:
@@ -64,7 +65,12 @@ def check_end(finish_reasons: set[str | None]) -> None:
 
 
 def _speaks(message: Fields) -> bool:
-    return any(bytes(message[name]) not in _EMPTY for name in _SPOKEN if name in message)
+    return any(name in message and not _is_empty(message[name]) for name in _SPOKEN)
+
+
+def _is_empty(raw: msgspec.Raw) -> bool:
+    # By its size first: an answer may be large, and this is asked of every event of a stream.
+    return memoryview(raw).nbytes <= _LONGEST_EMPTY and bytes(raw) in _EMPTY
 
 
 def _no_json(choice: Answered) -> bool:
