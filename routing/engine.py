@@ -312,7 +312,7 @@ class Engine:
         """Give an endpoint that did nothing wrong its traffic back as its quota and the forecast allow."""
         health = live.health
         is_at_risk = Event.FORECAST in health.reasons
-        failback.follow_forecast(health, self._desk.kept(live.endpoint.id, now) if is_at_risk else 1.0, now)
+        failback.follow_forecast(health, self._desk.kept(live.endpoint.id, now) if is_at_risk else None, now)
         if health.reasons or health.kept < 1.0:
             return []
         # A forecast that stopped coming was not refuted.

@@ -13,7 +13,7 @@ _MAX_PROBE_FAILURES = 20
 _MAX_RELAPSES = 16
 _PROBE_LOST_S = 30.0
 _MOST_ATTEMPTS = 500
-RETURN_S = 30.0
+RETURN_S = 15.0
 
 
 def _hold(health: Health, base_s: float, most_s: float, forgive_s: float, now: float) -> None:
@@ -57,14 +57,15 @@ def start_expected(health: Health, now: float, *, was_degraded: bool) -> None:
         health.kept, health.kept_at = 1.0, now
 
 
-def follow_forecast(health: Health, share: float, now: float) -> None:
-    """Let the endpoint keep `share` in [0, 1] of its traffic: less at once, more only as fast as all of it would come
-    back in RETURN_S, so that a risk that wavers does not swing the traffic to and fro; and no more while a rate limit
-    lasts, whose slow start would swing it too.
+def follow_forecast(health: Health, share: float | None, now: float) -> None:
+    """Let the endpoint keep `share` in [0, 1] of its traffic; all of it when None is asked for RETURN_S long, and at
+    once, so that neither a risk that wavers nor a share near one half swings the traffic to and fro. A rate limit that
+    lasts comes first: its slow start would swing it, too.
     """
-    back = 0.0 if Event.LIMITED in health.reasons else (now - health.kept_at) / RETURN_S
-    health.kept = min(share, health.kept + back)
-    health.kept_at = now
+    if share is not None:
+        health.kept, health.kept_at = share, now
+    elif now - health.kept_at >= RETURN_S and Event.LIMITED not in health.reasons:
+        health.kept = 1.0
 
 
 def start_doubt(health: Health, event: Event, failback: FailbackPolicy, reflex: ReflexPolicy, now: float) -> None:

@@ -138,8 +138,8 @@ class Health:
     `evidence_from`: attempts sent before it no longer count against the endpoint: a return starts with a clean slate.
     `reasons` are the degrading events that still hold, `was_doubted` tells that one of them was about more than a quota
     or a forecast: that something went wrong. Until then `kept` is the share of its traffic that forecasts leave the
-    endpoint, as of `kept_at`, and `is_expected` tells that one of them is still to come true. `relapses` counts recent
-    departures and sets the length of the next one.
+    endpoint, `kept_at` when one last said so, and `is_expected` tells that one is still to come true. `relapses` counts
+    recent departures and sets the length of the next one.
     """
 
     endpoint_id: str

@@ -11,8 +11,10 @@ from enum import StrEnum
 from scoring.alarms import EXIT_RATIO
 
 CANARY_SHARE = 0.1
-# What an alarmed endpoint keeps at the least, so that evidence keeps coming, and the share of alarms that only try.
-FLOOR = 0.1
+# What an endpoint in alarm keeps at the least, so that evidence keeps coming, and at the most: clearly less than half,
+# because with shares near one half chance alone swings the majority to and fro.
+FLOOR, MOST_KEPT = 0.1, 0.3
+# The share of alarms that only try their hand.
 EXPLORE = 0.05
 
 
@@ -36,13 +38,14 @@ def share_kept(risk: float, threshold: float, floor: float, mode: Mode = Mode.AC
     """Return the share in [floor, 1] of its usual traffic an endpoint at `risk` keeps.
 
     All of it up to the exit risk (EXIT_RATIO of the threshold), `floor` from halfway between threshold and certainty
-    on, and a straight line between: traffic leaves as fast as the risk grows, and comes back as it falls. A CANARY
-    alarm leaves all but a tenth.
+    on, and between them MOST_KEPT, less the higher the risk is. A CANARY alarm leaves all but a tenth.
     """
-    if mode is Mode.CANARY:
-        return max(floor, 1.0 - CANARY_SHARE) if risk > threshold * EXIT_RATIO else 1.0
     low, high = threshold * EXIT_RATIO, (1 + threshold) / 2
-    return 1.0 - (1.0 - floor) * min(1.0, max(0.0, (risk - low) / (high - low)))
+    if risk <= low:
+        return 1.0
+    if mode is Mode.CANARY:
+        return max(floor, 1.0 - CANARY_SHARE)
+    return floor + max(0.0, MOST_KEPT - floor) * max(0.0, (high - risk) / (high - low))
 
 
 class AlarmDesk:

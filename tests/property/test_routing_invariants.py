@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from routing.actions import Action, Finished, Probe
 from routing.attempts import RequestBudget, first_byte_timeout_s, refusal_to_retry
 from routing.engine import Engine
+from routing.failback import RETURN_S
 from routing.forecasts import Forecasts
 from routing.health import TABLE, Event, State, Transition
 from routing.model import Objective, RouteRequest
@@ -235,7 +236,9 @@ HISTORY = st.lists(st.tuples(st.sampled_from([0.0, 0.3, 1.0, 4.0]), st.integers(
 def test_f06_no_endpoint_switches_back_before_its_hold_and_holds_grow(
     history: list[tuple[float, int, Outcome | str]], kind: FailbackKind
 ) -> None:
-    """What left stays away for its hold, twice as long for each relapse; and every full return took its steps."""
+    """What left stays away for its hold, twice as long for each relapse; and every full return took its steps. What a
+    forecast alone took, with nothing gone wrong, stays away as long as forecasts have to be silent.
+    """
     policy = Policy(failback=FailbackPolicy(kind, ramp_step=0.3))
     engine, now = engine_of("a", "b", policy=policy), 10_000.0
     left: list[Transition] = []
@@ -271,9 +274,13 @@ def _check_hold(transition: Transition, left: list[Transition], policy: Policy) 
         case State.PROBING:
             assert transition.time - left[-1].time >= reflex.ejection_s
         case State.CANARY if transition.event is Event.CALM:
-            relapses = sum(transition.time - t.time < reflex.forgive_s for t in left) - 1
+            doubts = [t for t in left if t.event is not Event.FORECAST or t.from_state is State.CANARY]
+            relapses = sum(transition.time - t.time < reflex.forgive_s for t in doubts) - 1
             longest = min(failback.min_hold_s * 2**relapses, failback.max_hold_s)
             assert transition.time - left[-1].time >= longest
+        case State.ACTIVE if transition.event is Event.RELIEVED:
+            assert left[-1].event is Event.FORECAST
+            assert transition.time - left[-1].time >= RETURN_S
         case State.ACTIVE if left:
             assert transition.time - left[-1].time >= reflex.ejection_s + len(failback.shares()) * failback.step_s
         case _:

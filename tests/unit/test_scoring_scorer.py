@@ -135,12 +135,14 @@ def test_the_share_of_canaries_is_what_was_asked_for_and_holds_for_an_episode() 
     assert modes.count(Mode.CANARY) / len(modes) == pytest.approx(0.2, abs=0.03)
 
 
-def test_risk_shifts_shares_gradually() -> None:
+def test_f06_an_alarm_moves_the_majority_at_once_and_the_rest_as_the_risk_grows() -> None:
     shares = [share_kept(risk / 100, 0.6, 0.1) for risk in range(101)]
     assert shares[:31] == [1.0] * 31
+    assert max(shares[31:]) < 0.4, "near one half, chance alone would swing the majority"
     assert shares[80:] == pytest.approx([0.1] * 21)
-    steps = np.diff(shares)
+    steps = np.diff(shares[31:])
     assert (steps <= 1e-12).all()
-    assert (steps >= -0.02).all()
+    assert (steps >= -0.005).all()
+    assert share_kept(0.99, 0.6, 0.5) == share_kept(0.61, 0.6, 0.5) == 0.5, "never below the floor"
     assert share_kept(0.99, 0.6, 0.1, Mode.CANARY) == 1 - CANARY_SHARE
     assert share_kept(0.2, 0.6, 0.1, Mode.CANARY) == 1.0
