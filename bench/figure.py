@@ -1,14 +1,12 @@
 """One measured figure, and how processor time is measured."""
 
-import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from statistics import median
 from typing import Any
 
-_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+_OF_A_PROCESS = 2  # Linux numbers the CPU clock of a process by its id; /proc counts in steps of 10 ms
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +37,5 @@ def cpu_us(operation: Callable[[], object], calls: int, rounds: int = 5) -> floa
 
 
 def process_cpu_s(pid: int) -> float:
-    """Return the CPU seconds a process has used so far, user and system together."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / _TICKS_PER_S
+    """Return the CPU seconds a process has used so far, user and system together, all of its threads."""
+    return time.clock_gettime(~pid << 3 | _OF_A_PROCESS)
