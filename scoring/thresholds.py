@@ -165,9 +165,9 @@ def certified(counts: Sequence[Count], per_day: float) -> int:
     return len(counts)
 
 
-def provider_days_needed(per_day: float) -> float:
-    """Return over how many provider-days without a single false failover a budget can be certified at all."""
-    return poisson_upper_bound(0) / per_day
+def provider_days_needed(per_day: float, events: int = 0) -> float:
+    """Return over how many provider-days with so many false failovers a budget can be certified at the earliest."""
+    return poisson_upper_bound(events) / per_day
 
 
 def value_of(policy: Policy, name: str) -> Value | None:

@@ -6,6 +6,7 @@ import duckdb
 
 from analytics.records import AttemptRecord, Record, RequestRecord
 from routing.outcomes import Outcome
+from routing.policy import Policy
 from sim.arena.loop import run
 from sim.arena.policy import ArenaEndpoint, Attempted
 from sim.arena.truth import World
@@ -14,13 +15,14 @@ from tests.history_records import history
 
 T0 = 1_750_000_000.0
 MODEL = "m"
+SHIPPED = Policy()
 
 
 class Recording(Routecast):
     """The engine as a policy, which notes how every attempt and every probe ended, and when."""
 
-    def __init__(self, world: World) -> None:
-        super().__init__(world.endpoints)
+    def __init__(self, world: World, policy: Policy) -> None:
+        super().__init__(world.endpoints, policy)
         self.seen: list[tuple[Attempted, float, bool]] = []
 
     def finished(self, attempted: Attempted, now: float) -> None:
@@ -34,14 +36,16 @@ class Recording(Routecast):
         super().probed(attempted, now)
 
 
-def recorded_history(world: World, root: Path, begins: float = T0) -> duckdb.DuckDBPyConnection:
-    """Serve `world` by the reflex policy and return a connection to what was recorded, from `begins` on."""
-    policy = Recording(world)
-    log = run(world, policy)
+def recorded_history(
+    world: World, root: Path, begins: float = T0, policy: Policy = SHIPPED
+) -> duckdb.DuckDBPyConnection:
+    """Serve `world` by a policy without forecasts and return a connection to what was recorded, from `begins` on."""
+    recording = Recording(world, policy)
+    log = run(world, recording)
     records: list[Record] = [
-        _attempt(world.endpoints[a.endpoint], a, begins + now, probe) for a, now, probe in policy.seen
+        _attempt(world.endpoints[a.endpoint], a, begins + now, probe) for a, now, probe in recording.seen
     ]
-    ended = {int(a.attempt_id.partition(".")[0]): (a, now) for a, now, probe in policy.seen if not probe}
+    ended = {int(a.attempt_id.partition(".")[0]): (a, now) for a, now, probe in recording.seen if not probe}
     for number, arrived in enumerate(log.arrival_s.tolist()):
         attempted, now = ended.get(number, (None, arrived))
         served = world.endpoints[attempted.endpoint] if attempted and not log.failed[number] else None

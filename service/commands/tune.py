@@ -39,7 +39,7 @@ from sim.replay.tuner import Hours as Worlds
 from sim.scorecard.tuning import CALIBRATION_SEEDS
 
 _SCENARIOS = Path(scorecard.__file__).parent / "scenarios"
-# One day of each kind of trouble; the seeds no evaluation uses.
+# One world of each kind of trouble; the seeds no evaluation uses.
 _SEEDS = CALIBRATION_SEEDS[:1]
 _TUNER, _OPERATOR = "tuner", "operator"
 
@@ -51,7 +51,8 @@ def propose(
     config: MaybeConfig = None,
     data: MaybeData = None,
     days: Days = 30.0,
-    hours: Hours = 120,
+    hours: Hours = 200,
+    worlds: Annotated[Path, Parameter(help="Directory of simulated scenarios that must not get worse.")] = _SCENARIOS,
     step: Annotated[str, Parameter(help="Judge only this change, as name=value (lists as 0.1,0.3,0.6).")] = "",
     jobs: Annotated[int, Parameter(help="Processes.")] = 2,
 ) -> None:
@@ -66,7 +67,7 @@ def propose(
         since, until, all_hours = read_all_hours(connection, service, days, hours)
     if not all_hours:
         return
-    simulated = tuple(Simulated(scenario) for scenario in load_scenarios(_SCENARIOS))
+    simulated = tuple(Simulated(scenario) for scenario in load_scenarios(worlds))
     aim = Aim(Objective(settings.needless_weight, settings.switch_weight), settings.false_failovers_per_day)
     with shown() as progress:
         tuning = tune(
@@ -204,27 +205,30 @@ def _moves(change: Change) -> str:
 
 
 def _trials(tuning: Tuning) -> Table:
-    table = Table(title="Steps, judged on hours they were not chosen on", box=box.SIMPLE_HEAD, title_justify="left")
+    days = tuning.now_count.provider_days
+    title = f"Steps, judged on {days:.2f} provider-days that did not choose them"
+    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
     for heading in (
-        "step",
-        "bad /1k",
-        "gain, 95 %",
-        "in simulated worlds",
-        "false failovers",
-        "at most /day",
-        "objection",
-    ):
+        "step", "bad /1k", "failed /1k", "needless %", "switches /day", "gain, 95 %", "in simulated worlds",
+        "false failovers", "at most /day", "objection",
+    ):  # fmt: skip
         table.add_column(heading)
-    table.add_row("(in force)", _number(tuning.now["bad_per_1k"]), "", "", str(tuning.now_count.events),
+    table.add_row("(in force)", *_before_or_after(tuning.now), "", "", str(tuning.now_count.events),
                   _number(tuning.now_count.upper_bound), "")  # fmt: skip
     for trial in tuning.trials:
         gain, simulated = trial.gain, trial.simulated_gain
         table.add_row(
-            str(trial.step), _number(trial.figures["bad_per_1k"]),
+            str(trial.step), *_before_or_after(trial.figures),
             f"{_number(gain.mean)} [{_number(gain.low)}, {_number(gain.high)}]", _number(simulated.mean),
             str(trial.count.events), _number(trial.count.upper_bound), trial.objection,
         )  # fmt: skip
     return table
+
+
+def _before_or_after(figures: Mapping[str, float | None]) -> tuple[str, ...]:
+    needless = figures["needless_diversion"]
+    shares = figures["bad_per_1k"], figures["failed_per_1k"], None if needless is None else 100 * needless
+    return tuple(_number(value) for value in (*shares, figures["switches_per_day"]))
 
 
 def _number(value: float | None) -> str:

@@ -146,7 +146,7 @@ def tune(
     choose, judge = hours.dealt() if len(tried) > _CONFIRMED else (None, hours)
     needed = provider_days_needed(aim.budget_per_day)
     if judge.provider_days < needed:
-        return Tuning(reason=_too_little(judge.provider_days, needed, aim))
+        return Tuning(reason=_too_little(judge.provider_days, hours.provider_days, needed, aim))
     kept, losses = tried, dict[str, float]()
     if choose is not None:
         runs = play(choose.playables, [current, *players.values()], jobs=jobs, progress=_told(progress, "screening"))
@@ -173,10 +173,11 @@ def tune(
     )
 
 
-def _too_little(days: float, needed: float, aim: Aim) -> str:
+def _too_little(days: float, all_days: float, needed: float, aim: Aim) -> str:
+    share = days / all_days if days else 1 - 1 / _CHOOSE_EVERY
     return (
         f"{days:.2f} provider-days to judge on: at least {needed:.1f} are needed to certify {aim.budget_per_day:g} "
-        "false failovers a day, even without a single one"
+        f"false failovers a day, even without a single one; so at least {24 * needed / share:.0f} hours to replay"
     )
 
 
@@ -202,12 +203,22 @@ def _objection(aim: Aim, count: Count, is_certified: bool, gain: Estimate, simul
         return (
             f"false failovers are not certified: {count.events} in {count.provider_days:.2f} provider-days, at most "
             f"{count.upper_bound:.2f} a day with 95 % confidence, and {aim.budget_per_day:g} are allowed"
+            + _how_long(count, aim)
         )
     if gain.low is None or gain.low <= 0:
         return "the gain on recorded hours may be chance"
     if simulated_gain.high is not None and simulated_gain.high < 0:
         return f"simulated worlds get worse, by {-(simulated_gain.mean or 0.0):.2f}"
     return ""
+
+
+def _how_long(count: Count, aim: Aim) -> str:
+    """Say over how long a time so many would be few enough; nothing when a stricter step has failed already."""
+    if count.meets(aim.budget_per_day):
+        return ", which a stricter step has not kept"
+    if count.events >= aim.budget_per_day * count.provider_days:
+        return "; that is no matter of more history"
+    return f"; so many need at least {provider_days_needed(aim.budget_per_day, count.events):.1f} provider-days"
 
 
 def _reason(best: Trial | None, trials: Sequence[Trial], tried: Sequence[Step]) -> str:

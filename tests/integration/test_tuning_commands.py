@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from routing.policy import Policy
+from routing.policy import Policy, ReflexPolicy
 from scoring.threshold_store import Status, ThresholdStore
 from service.cli import main
 from sim.arena.scenario import parse_scenario
@@ -108,6 +108,65 @@ def test_a_step_is_put_on_record_applied_and_taken_back(run: Any, folder: Path) 
     [told] = json.loads(out)
     assert told["status"] == Status.ROLLED_BACK
     assert told["applied_by"] == "ada"
+
+
+# The primary becomes slower than callers bear, but not as slow as the policy in force waits for.
+SLOW = """
+name: slow
+description: The primary becomes four times as slow, again and again.
+duration_s: 14400
+arrivals: {rate_per_s: 1}
+endpoints:
+  - {id: "one:m", provider: one, region: eu-west, ttft_ms: 300, ttft_sigma: 0.2, usd_per_mtok: 2.0}
+  - {id: "two:m", provider: two, region: eu-west, ttft_ms: 400, ttft_sigma: 0.2, usd_per_mtok: 3.0}
+incidents:
+""" + "\n".join(
+    f'  - {{kind: queue, at_s: {900 + 1800 * i}, endpoint: "one:m", climb_s: 60, hold_s: 300, peak: 4.5,'
+    " probability: 0.01}"
+    for i in range(7)
+)
+BLUNT = (
+    CONFIG
+    + """
+policy: {reflex: {latency_ratio: 5.0}}
+tuning: {false_failovers_per_day: 40}
+"""
+)
+
+
+def test_a_better_step_goes_from_history_into_force_and_back(run: Any, tmp_path: Path) -> None:
+    """F-16: four hours of history, a budget that they can certify, and everything an operator does with it."""
+    policy = Policy(reflex=ReflexPolicy(latency_ratio=5.0))
+    world = make_world(parse_scenario(SLOW), 3)
+    recorded_history(world, tmp_path / "data" / "history", time.time() - 14_500, policy).close()
+    (tmp_path / "routecast.yaml").write_text(BLUNT)
+    (tmp_path / "worlds").mkdir()
+    (tmp_path / "worlds" / "outage.yaml").write_text(SCENARIO)
+    at = ("--config", str(tmp_path / "routecast.yaml"))
+    asked = ("--worlds", str(tmp_path / "worlds"), "--days", "1", "--jobs", "1")
+    code, out, errors = run("thresholds", "propose", *at, *asked, "--step", "reflex.latency_ratio=3")
+    assert code == 0, errors
+    assert "reflex.latency_ratio: 5 → 3 takes" in out, "nothing speaks against it"
+    store = ThresholdStore(tmp_path / "data")
+    [change] = store.changes()
+    assert (change.note, change.status) == ("", Status.PROPOSED)
+    before, after = change.before["bad_per_1k"], change.after["bad_per_1k"]
+    assert before is not None
+    assert after is not None
+    assert after < 0.8 * before
+    assert change.evidence["upper_bound_per_day"] <= 40
+    assert change.evidence["gain"]["low"] > 0
+    assert f"{before:.2f}" in out
+    assert f"{after:.2f}" in out
+
+    code, out, _ = run("thresholds", "apply", change.id, *at)
+    assert (code, "5 → 3" in out) == (0, True)
+    assert store.in_force(policy).policy.reflex.latency_ratio == 3.0
+    code, out, _ = run("thresholds", "list", *at)
+    assert f"{before:.2f} → {after:.2f}" in out
+    code, out, _ = run("thresholds", "rollback", *at)
+    assert (code, "in force: the configuration" in out) == (0, True)
+    assert store.in_force(policy).policy.reflex.latency_ratio == 5.0
 
 
 @pytest.mark.parametrize(

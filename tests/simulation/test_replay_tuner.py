@@ -60,6 +60,7 @@ def test_the_same_gain_is_refused_while_the_budget_is_not_certified(scenario: Sc
     found = tuned(scenario, Aim(budget_per_day=1.0), [SHARPER])
     assert found.step is None
     assert "at least 3.0 are needed" in found.reason
+    assert "at least 72 hours to replay" in found.reason
     assert found.trials == ()
 
 
