@@ -2,8 +2,8 @@
 
 The rule of this file: what the scoring process does each second, by the same functions and without the process: the
 features of the windows, the risks a model may speak of, alarms that begin and end, and the share each leaves. The loop
-is closed: a policy that left an endpoint also sees less of it. The gate keeps a policy away from endpoints in alarm as
-long as others are known to serve; the policy itself does not know of it.
+is closed: a policy that left an endpoint also sees less of it. The gate keeps a policy away from endpoints at risk as
+long as others are known to serve.
 """
 
 from collections.abc import Callable, Collection, Sequence
@@ -16,7 +16,6 @@ from routing.outcomes import Outcome
 from routing.policy import Policy as RoutingPolicy
 from routing.window import Window
 from scoring.acting import EXPLORE, FLOOR, AlarmDesk, share_kept
-from scoring.alarms import EXIT_RATIO
 from scoring.artifact import Model, load
 from scoring.features import Member, matrix
 from scoring.registry import PRIOR
@@ -93,7 +92,6 @@ class ForecastGate(Policy):
         self._policy = RoutingPolicy()
         self._windows = [Window() for _ in endpoints]
         self._forecaster = ArenaForecaster(endpoints)
-        self._desk = AlarmDesk(explore=0.0)
         self._next = _TICK_S
         self._shut: frozenset[int] = frozenset()
 
@@ -149,14 +147,14 @@ class ForecastGate(Policy):
         return self._inner.tick(now)
 
     def _alarmed(self, now: float) -> frozenset[int]:
-        """Return the endpoints in alarm; none when nobody else is known to serve, and at no risk as far as known."""
+        """Return the endpoints at risk; none when no other is known to serve. There is no hysteresis: a balanced policy
+        has no majority that could swing.
+        """
         risks, threshold = self._forecaster.risks(self._windows, now), self._forecaster.model.manifest.threshold
-        alarms = [self._desk.step(str(e), risk, threshold, now, draw=0.0) for e, risk in enumerate(risks)]
-        is_refuge = [
-            window.last_ok_at > 0.0 and not window.consecutive_failures and (risk or 0.0) < threshold * EXIT_RATIO
-            for window, risk in zip(self._windows, risks, strict=True)
-        ]
-        return frozenset(e for e, alarm in enumerate(alarms) if alarm) if any(is_refuge) else frozenset()
+        alarmed = frozenset(e for e, risk in enumerate(risks) if risk is not None and risk >= threshold)
+        others = [window for e, window in enumerate(self._windows) if e not in alarmed]
+        serving = any(window.last_ok_at > 0.0 and not window.consecutive_failures for window in others)
+        return alarmed if serving else frozenset()
 
     def probed(self, attempted: Attempted, now: float) -> None:
         """Tell the policy."""
