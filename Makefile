@@ -65,7 +65,8 @@ smd: setup ## are load crossings of real machines foretold? (DATA=folder with th
 soak: setup ## 2,000 streams at once through scripted chaos: no cross-talk, everything given back (SOAK_ARGS=--streams 500)
 	$(BIN)/python -m bench.soak $(SOAK_ARGS)
 
-load: setup ## a failing primary (L-07), everybody limited (L-13), and load until it breaks (L-03): some minutes
+load: setup ## everyday load, peak and spike (L-01, L-02, L-04), trouble (L-07, L-13), load until it breaks (L-03)
+	$(BIN)/python -m bench.profiles
 	$(BIN)/python -m bench.chaos
 	$(BIN)/python -m bench.limits
 	$(BIN)/python -m bench.stress

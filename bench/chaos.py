@@ -28,7 +28,7 @@ from routecast.v1 import router_pb2, routing_pb2
 
 from analytics.store import connect
 from bench.load import Asked, Callers, calling, percentile, scenario, steadily
-from bench.soak import NAMES, config_for, served
+from bench.soak import MODEL, NAMES, config_for, served
 from sim.faults import FaultKind
 from sim.provider_server import Fault, ProviderFleet
 from sim.scenario import parse_scenario
@@ -155,7 +155,8 @@ async def _seen(callers: Callers, give_up: float, *, out: bool) -> float | None:
     loop = asyncio.get_running_loop()
     while loop.time() < give_up:
         listed = await callers.stub.ListModels(router_pb2.ListModelsRequest())
-        (state,) = (e.state for model in listed.models for e in model.endpoints if e.provider == _PRIMARY)
+        (model,) = (each for each in listed.models if each.id == MODEL)
+        (state,) = (endpoint.state for endpoint in model.endpoints if endpoint.provider == _PRIMARY)
         if (state in _OUT) is out:
             return loop.time()
         await asyncio.sleep(_LOOK_S)

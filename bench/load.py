@@ -16,7 +16,7 @@ from google.rpc.error_details_pb2 import RetryInfo
 from google.rpc.status_pb2 import Status
 from routecast.v1 import chat_pb2, router_pb2, router_pb2_grpc, routing_pb2
 
-from bench.soak import MODEL, NAMES
+from bench.soak import EMBEDDING_MODEL, MODEL, NAMES
 
 _TIMEOUT_S = 30.0
 
@@ -62,11 +62,22 @@ class Callers:
 
     async def over_http(self, due: float, text: str = "hello", **headers: str) -> Asked:
         """Complete over the OpenAI edge; underscores in the names of `headers` are hyphens."""
-        loop = asyncio.get_running_loop()
         body = {"model": MODEL, "messages": [{"role": "user", "content": text}]}
         sent = {name.replace("_", "-"): value for name, value in headers.items()}
+        return await self._over_http(due, "POST", "/v1/chat/completions", json=body, headers=sent)
+
+    async def embed(self, due: float) -> Asked:
+        """Ask for an embedding over the OpenAI edge."""
+        return await self._over_http(due, "POST", "/v1/embeddings", json={"model": EMBEDDING_MODEL, "input": "hello"})
+
+    async def list_models(self, due: float) -> Asked:
+        """Ask for the models over the OpenAI edge."""
+        return await self._over_http(due, "GET", "/v1/models")
+
+    async def _over_http(self, due: float, method: str, path: str, **parts: Any) -> Asked:
+        loop = asyncio.get_running_loop()
         try:
-            async with self._session.post(self._url, json=body, headers=sent) as response:
+            async with self._session.request(method, self._url + path, **parts) as response:
                 await response.read()
                 attempts = int(response.headers.get("x-routecast-attempts", "0"))
                 if response.status == 200:
@@ -83,8 +94,7 @@ async def calling(ports: dict[str, int]) -> AsyncIterator[Callers]:
         channel = await stack.enter_async_context(grpc.aio.insecure_channel(f"127.0.0.1:{ports['grpc']}"))
         connector, timeout = aiohttp.TCPConnector(limit=0), aiohttp.ClientTimeout(total=_TIMEOUT_S)
         session = await stack.enter_async_context(aiohttp.ClientSession(connector=connector, timeout=timeout))
-        url = f"http://127.0.0.1:{ports['http']}/v1/chat/completions"
-        yield Callers(router_pb2_grpc.RouterServiceStub(channel), session, url)
+        yield Callers(router_pb2_grpc.RouterServiceStub(channel), session, f"http://127.0.0.1:{ports['http']}")
 
 
 async def steadily(
@@ -111,7 +121,9 @@ def scenario(ttft_ms: float = 20, tokens_per_s: float = 2000) -> str:
     zone: a
     ttft_ms: {ttft_ms}
     tokens_per_s: {tokens_per_s}
-    models: [{{id: openai/gpt-4, provider_model_id: m}}]"""
+    models:
+      - {{id: openai/gpt-4, provider_model_id: m}}
+      - {{id: openai/embedding, provider_model_id: e, kind: embeddings, dimensions: 256}}"""
     providers = "".join(provider.format(name=name, ttft_ms=ttft_ms, tokens_per_s=tokens_per_s) for name in NAMES)
     return f"name: load\nseed: 7\nduration_s: 3600\nproviders:{providers}\n"
 
