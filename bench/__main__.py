@@ -14,12 +14,13 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from bench import edge, engine, failover, scoring
+from bench import edge, engine, failover, layers, scoring
 from bench.figure import Figure
 
 _BENCHES: dict[str, Callable[[], list[Figure]]] = {
     "engine": engine.run,
     "edge": edge.run,
+    "layers": layers.run,
     "failover": failover.run,
     "scoring": scoring.run,
 }
