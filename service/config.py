@@ -4,9 +4,10 @@ The field docstrings and limits below are also the JSON Schema that editors use 
 """
 
 import base64
+from dataclasses import fields
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, TypeVar
 
 from pydantic import AfterValidator, Field, SecretStr, model_validator
 from pydantic.dataclasses import dataclass as validated
@@ -222,14 +223,26 @@ class Thresholds(Section):
     def policy(self) -> Policy:
         """Return the core's policy."""
         return Policy(
-            reflex=self.reflex,
-            failback=self.failback,
-            forecast=self.forecast,
-            attempts=self.attempts,
-            domains=self.domains,
-            budget=self.budget,
-            hedge=self.hedge,
+            reflex=_core(ReflexPolicy, self.reflex),
+            failback=_core(FailbackPolicy, self.failback),
+            forecast=_core(ForecastPolicy, self.forecast),
+            attempts=_core(AttemptPolicy, self.attempts),
+            domains=_core(DomainPolicy, self.domains),
+            budget=_core(BudgetPolicy, self.budget),
+            hedge=_core(HedgePolicy, self.hedge),
         )
+
+
+_Part = TypeVar(
+    "_Part", ReflexPolicy, FailbackPolicy, ForecastPolicy, AttemptPolicy, DomainPolicy, BudgetPolicy, HedgePolicy
+)
+
+
+def _core(kind: type[_Part], section: _Part) -> _Part:
+    """Return a section as the core's own class: the one that pydantic made of it only bears its name, so that a process
+    it is sent to would not find it.
+    """
+    return kind(**{field.name: getattr(section, field.name) for field in fields(section)})
 
 
 class Config(Section):

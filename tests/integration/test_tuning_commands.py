@@ -143,7 +143,7 @@ def test_a_better_step_goes_from_history_into_force_and_back(run: Any, tmp_path:
     (tmp_path / "worlds").mkdir()
     (tmp_path / "worlds" / "outage.yaml").write_text(SCENARIO)
     at = ("--config", str(tmp_path / "routecast.yaml"))
-    asked = ("--worlds", str(tmp_path / "worlds"), "--days", "1", "--jobs", "1")
+    asked = ("--worlds", str(tmp_path / "worlds"), "--days", "1", "--jobs", "2")
     code, out, errors = run("thresholds", "propose", *at, *asked, "--step", "reflex.latency_ratio=3")
     assert code == 0, errors
     assert "reflex.latency_ratio: 5 → 3 takes" in out, "nothing speaks against it"
