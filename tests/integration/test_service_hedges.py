@@ -81,6 +81,26 @@ async def test_c05_a_hedged_request_has_one_entry_in_the_ledger(providers: Provi
     assert reply.routing.cost_usd == pytest.approx((15 + outrun.input_tokens) * 10 / 1e6), "the price of both"
 
 
+async def test_c05_a_caller_who_leaves_a_race_pays_for_both_prompts_at_once(
+    providers: ProviderFleet, tmp_path: Path
+) -> None:
+    async with _pair(providers, tmp_path) as (service, first, second):
+        first.script = second.script = hang
+        asked = len(second.bodies)
+        call = service.stub.Complete(complete_request(idempotent=True))
+        await second.until_asked(asked + 1)
+        call.cancel()
+        await first.until_open(0)
+        await second.until_open(0)
+        rows = await service.history(
+            "SELECT attempts, input_tokens, output_tokens, cost_usd FROM usage WHERE status = 'CANCELLED'"
+        )
+    ((attempts, input_tokens, output_tokens, cost_usd),) = rows
+    assert (attempts, input_tokens % 2, output_tokens) == (2, 0, 0)
+    assert input_tokens >= 2
+    assert cost_usd == pytest.approx(input_tokens * 10 / 1e6)
+
+
 async def test_an_http_caller_asks_with_a_header_and_sees_who_served(providers: ProviderFleet, tmp_path: Path) -> None:
     async with _pair(providers, tmp_path) as (service, first, _):
         first.script = hang

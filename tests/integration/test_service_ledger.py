@@ -26,7 +26,7 @@ from tests.scripted_upstreams import (
     refuse,
     scripted,
 )
-from tests.service_under_test import GPT4, Service, stream_request
+from tests.service_under_test import GPT4, Service, complete_request, stream_request
 from tests.wire_server import Exchange
 
 PRICES = {"first": (10.0, 100.0), "second": (20.0, 200.0), "third": (30.0, 300.0)}
@@ -153,6 +153,37 @@ async def _leave_http(service: Service, upstream: Upstream, seen: int) -> None:
         for _ in range(seen):
             await response.content.readuntil(b"\n\n")
         response.close()
+
+
+@pytest.mark.parametrize(("key", "status", "output_tokens"), [("", "CANCELLED", 0), ("k", "ok", 5)])
+async def test_c05_a_whole_answer_that_is_left_is_entered_once(
+    providers: ProviderFleet, tmp_path: Path, key: str, status: str, output_tokens: int
+) -> None:
+    """With a key the execution goes on, and is entered as what it came to."""
+    async with _priced(providers, tmp_path) as (service, upstreams):
+        first, go_on = upstreams["first"], asyncio.Event()
+
+        async def when_told(exchange: Exchange) -> None:
+            told, gone = asyncio.ensure_future(go_on.wait()), asyncio.ensure_future(exchange.gone())
+            await asyncio.wait([told, gone], return_when=asyncio.FIRST_COMPLETED)
+            gone.cancel()
+            if told.done():
+                await answer(exchange)
+            told.cancel()
+
+        first.script = when_told
+        request = complete_request()
+        request.idempotency_key = key
+        call = service.stub.Complete(request)
+        await first.until_open(1)
+        call.cancel()
+        if key:
+            go_on.set()
+        await first.until_open(0)
+        rows = await service.history(ENTRIES)
+    ((provider, ended, attempts, tokens_in, tokens_out, _),) = rows
+    assert (provider, ended, attempts, tokens_out) == ("first", status, 1, output_tokens)
+    assert tokens_in >= 1
 
 
 async def test_c05_each_of_many_streams_is_entered_once_wherever_it_is_left(
