@@ -148,7 +148,7 @@ class ForecastPolicy:
     threshold: float | None = None
     exit_ratio: float = 0.5
     max_age_s: float = 5.0
-    settle_s: float = 15.0
+    settle_s: float = 30.0
 
     def __post_init__(self) -> None:
         _check(
