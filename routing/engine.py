@@ -232,8 +232,7 @@ class Engine:
     def forecast(self, forecasts: Forecasts, now: float) -> list[Action]:
         """Take over one tick's forecast; endpoints above the threshold are degraded at once, if others are better off.
 
-        One that is too old or older than the last is ignored, and so are endpoints it does not know and risks that are
-        no probabilities.
+        One that is too old or older than the last is ignored, and so are unknown endpoints and impossible risks.
         """
         if not self._desk.take(forecasts, now):
             return []
@@ -304,6 +303,9 @@ class Engine:
         if reasons or now < health.held_until:
             return []
         cause = Cause("held_s", now - health.entered_at, health.held_until - health.entered_at)
+        return self._let_return(live, cause, now)
+
+    def _let_return(self, live: Live, cause: Cause, now: float) -> list[Action]:
         # A return all at once rests on probes alone, so it asks for them first.
         validate = self.policy.failback.kind is FailbackKind.BLUE_GREEN
         return self._raise(live, Event.VALIDATE if validate else Event.CALM, cause, now)
@@ -311,13 +313,13 @@ class Engine:
     def _relieve(self, live: Live, risk: float | None, now: float) -> list[Action]:
         """Give an endpoint that did nothing wrong its traffic back as its quota and the forecast allow."""
         health = live.health
-        is_at_risk = Event.FORECAST in health.reasons
-        failback.follow_forecast(health, self._desk.kept(live.endpoint.id, now) if is_at_risk else None, now)
+        share = self._desk.kept(live.endpoint.id, now) if Event.FORECAST in health.reasons else None
+        failback.follow_forecast(health, share, now)
         if health.reasons or health.kept < 1.0:
             return []
-        # A forecast that stopped coming was not refuted.
-        if health.is_expected and risk is not None:
-            live.trust.refuted(now)
+        if health.is_expected and risk is None:
+            # Nobody knows any more, for want of traffic or of forecasts: that is no reason to trust it with everything.
+            return self._let_return(live, Cause("held_s", now - health.entered_at, failback.RETURN_S), now)
         return self._raise(live, Event.RELIEVED, Cause("admission", 1.0, 1.0), now)
 
     # Events.
@@ -345,8 +347,7 @@ class Engine:
         return self._raise(live, event, cause, now)
 
     def _raise(self, live: Live, event: Event, cause: Cause, now: float, note: str = "") -> list[Action]:
-        health = live.health
-        before = health.state
+        health, before = live.health, live.health.state
         transition = health.apply(event, cause, now, note)
         if transition is None:
             return []

@@ -120,6 +120,7 @@ def wants_probe(health: Health, policy: FailbackPolicy, now: float, blocked_unti
 def start_canary(health: Health, now: float) -> None:
     """Begin at the first step with a clean slate."""
     health.reasons.clear()
+    health.is_expected = False
     health.evidence_from = now
     health.step = 0
     _start_step(health, now)

@@ -57,10 +57,13 @@ class Live:
         self.health.step_failures = max(0, self.health.step_failures - 1)
 
     def heard(self, event: Event, now: float) -> None:
-        """Believe forecasts more if this is the trouble that one of them expected."""
+        """Judge the forecast that took this endpoint's traffic, if one did, by what came of it."""
         if self.health.is_expected and event in _TROUBLE:
             self.health.is_expected = False
             self.trust.confirmed(now)
+        elif self.health.is_expected and event is Event.RELIEVED:
+            self.health.is_expected = False
+            self.trust.refuted(now)
 
 
 class RoutingTable:

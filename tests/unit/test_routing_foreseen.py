@@ -72,6 +72,15 @@ def test_f09_an_alarm_that_came_true_is_held_against_nobody() -> None:
     assert engine._live["a"].trust.bar(THRESHOLD, NOW + 1) == THRESHOLD  # no decision shows trust that is whole
 
 
+def test_f15_who_can_no_longer_be_judged_earns_the_traffic_back_by_steps() -> None:
+    """A quiet endpoint in alarm soon has too little traffic for any forecast: that it is silent is no good news."""
+    engine = engine_of("a", "b", now=NOW)
+    _hear(engine, NOW, a=0.99)
+    events = [event for second in range(1, 20) for event in _hear(engine, NOW + second, b=0.0)]
+    assert events == [Event.CALM]
+    assert _admission(engine, "a") == engine.policy.failback.steps[0]
+
+
 @pytest.mark.parametrize("end", ["withdrawn", "drained"])
 def test_f20_an_alarm_that_nobody_judged_costs_no_trust(end: str) -> None:
     engine = engine_of("a", "b", now=NOW)
