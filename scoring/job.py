@@ -77,7 +77,8 @@ class Settings:
 class RetrainReport:
     """What the job did and why.
 
-    `rows` and `incidents` are the usable ones of each part: fitted on, calibrated on, judged on. `gate` is None when it
+    `rows` and `incidents` are the usable ones of each part: fitted on, calibrated on, judged on; `spans` are its first
+    and last moment (unix seconds; 0 and 0 for an empty one). `gate` is None when it
     did not come to that. `champion` is what serves from now on, `candidate` what was registered ("" if nothing).
     `shadow_note` tells how a shadow that was watched before fared; `probes` lists endpoints whose probes say something
     else than their traffic.
@@ -92,6 +93,7 @@ class RetrainReport:
     gate: GateReport | None
     shadow_note: str
     probes: tuple[ProbeContrast, ...]
+    spans: tuple[tuple[float, float], ...]
     judged: "Judged | None" = None
 
 
@@ -219,6 +221,7 @@ class _Run:
         self, parts: list[Part], champion: Model, prior: Model, shadow_note: str, probes: tuple[ProbeContrast, ...]
     ) -> RetrainReport:
         rows, incidents = tuple(int(part.usable.sum()) for part in parts), tuple(part.incidents for part in parts)
+        spans = tuple((float(part.time[0]), float(part.time[-1])) if len(part.time) else (0.0, 0.0) for part in parts)
         serving = champion.manifest.version
 
         def report(
@@ -229,7 +232,7 @@ class _Run:
             if self._promoted and verdict in (Verdict.KEPT, Verdict.NOT_ENOUGH):
                 verdict, reason = Verdict.PROMOTED, f"{shadow_note}; no other: {reason}"
             return RetrainReport(
-                verdict, reason, rows, incidents, now, candidate, gate, shadow_note, probes, judged
+                verdict, reason, rows, incidents, now, candidate, gate, shadow_note, probes, spans, judged
             )  # fmt: skip
 
         lacking = _lacking(rows, incidents, parts, self._settings)

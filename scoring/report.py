@@ -19,7 +19,9 @@ from scoring.job import Judged, RetrainReport
 from scoring.metrics import Skill, lead_s
 
 _Floats = npt.NDArray[np.float64]
-_BINS = 10
+# Most forecasts of rare trouble are next to nothing: bins of equal width or of equal size would show a single point.
+_RISKS = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9, 1.0)
+_FEWEST_PER_BIN = 30
 _LEADS_S = tuple(range(0, 121, 10))
 _THRESHOLDS = tuple(percent / 100 for percent in range(5, 100, 5))
 _SHOWN_FEATURES = 15
@@ -29,9 +31,10 @@ body{font:15px/1.5 system-ui,sans-serif;color:#26323d;margin:2rem auto;max-width
 h1{font-size:1.5rem}h2{font-size:1.1rem;margin-top:2rem}table{border-collapse:collapse;margin:.5rem 0}
 td,th{padding:.2rem .8rem;text-align:right;border-bottom:1px solid #e4e8ec}
 td:first-child,th:first-child{text-align:left}
-.charts{display:flex;flex-wrap:wrap;gap:1.5rem}figure{margin:0}
-figcaption{max-width:520px;color:#5c6873;font-size:.85rem}
-.verdict{padding:.8rem 1rem;background:#f2f5f8;border-left:4px solid #3b6fd4}"""
+.charts{display:flex;flex-wrap:wrap;gap:1.5rem}figure{margin:0}svg{max-width:100%;height:auto}
+figcaption{max-width:520px;color:#5c6873;font-size:.85rem}.wide{overflow-x:auto}
+.verdict{padding:.8rem 1rem;background:#f2f5f8;border-left:4px solid #8a96a3}
+.promoted,.shadowed,.watching{border-color:#2f7d4f}.kept{border-color:#c9862b}"""
 
 
 def page(report: RetrainReport, since: float, until: float) -> str:
@@ -39,9 +42,8 @@ def page(report: RetrainReport, since: float, until: float) -> str:
     verdict, reason = report.verdict.value.replace("_", " "), escape(report.reason)
     parts = [
         f"<h1>Retraining of {_moment(until)}</h1>",
-        f'<p class="verdict"><b>{verdict}</b>: {reason}<br>Serving: {escape(report.champion)}</p>',
-        f"<p>History from {_moment(since)} to {_moment(until)}.</p>",
-        _parts(report),
+        f'<p class="verdict {report.verdict}"><b>{verdict}</b>: {reason}<br>Serving: {escape(report.champion)}</p>',
+        _history(report, since, until),
     ]
     if report.shadow_note:
         parts.append(f"<p>Shadow: {escape(report.shadow_note)}</p>")
@@ -64,7 +66,7 @@ def _gate(report: RetrainReport) -> str:
     gate = report.gate
     if gate is None:
         return ""
-    rows = [("candidate", gate.skill), ("champion", gate.champion_skill)]
+    rows = [(_called(report.judged, place), skill) for place, skill in ((0, gate.skill), (1, gate.champion_skill))]
     table = "".join(f"<tr><td>{name}</td>{_figures(skill)}</tr>" for name, skill in rows)
     rivals = "".join(
         f"<tr><td>{escape(c.rival)}</td><td>{c.own:.1f}</td><td>{c.other:.1f}</td><td>{c.difference:+.1f}</td>"
@@ -73,12 +75,29 @@ def _gate(report: RetrainReport) -> str:
     )
     late = "no abrupt incident to compare" if gate.late_s is None else f"{gate.late_s:+.1f} s"
     return (
-        f"<h2>The gate</h2><table><tr><th></th><th>rows</th><th>base rate</th><th>PR-AUC</th><th>Brier</th>"
-        f"<th>Brier skill</th></tr>{table}</table>"
+        f'<h2>The gate</h2>{_candidate(report)}<div class="wide"><table><tr><th></th><th>rows</th><th>base rate</th>'
+        f"<th>PR-AUC</th><th>Brier</th><th>Brier skill</th></tr>{table}</table></div>"
         f"<p>Seconds of warning per endpoint-day (up to a minute per incident, half a minute off per false alarm), "
         f"over {gate.blocks} blocks; the interval holds 90 % of a paired bootstrap over blocks.</p>"
-        f"<table><tr><th>against</th><th>candidate</th><th>rival</th><th>difference</th><th>interval</th></tr>"
-        f"{rivals}</table><p>Abrupt trouble against the champion: {late}.</p>"
+        f'<div class="wide"><table><tr><th>against</th><th>candidate</th><th>rival</th><th>difference</th>'
+        f"<th>interval</th></tr>{rivals}</table></div><p>Abrupt trouble against the champion: {late}.</p>"
+    )
+
+
+def _called(judged: Judged | None, place: int) -> str:
+    """Return what the candidate (0) or the champion (1) is called in tables and charts."""
+    if judged is None:
+        return ("candidate", "champion")[place]
+    return (judged.candidate.kind, judged.contenders[-1].name)[place]
+
+
+def _candidate(report: RetrainReport) -> str:
+    if report.judged is None:
+        return ""
+    own = report.judged.candidate
+    return (
+        f"<p>Candidate {escape(report.candidate)}: {escape(own.kind)}, in which this history weighs {own.weight:.0%} "
+        f"and the shipped prior the rest; it raises an alarm from a risk of {own.threshold:.2g} on.</p>"
     )
 
 
@@ -91,15 +110,18 @@ def _charts(judged: Judged, rng: np.random.Generator) -> list[str]:
     most = ceil(10 * max([0.01, *(value for points in reliable.values() for point in points for value in point)])) / 10
     leads = {c.name: _recall_by_lead(series[c.name], c.threshold) for c in (own, *others)}
     precise = {f"precision, {own.name}": _precision_by_lead(series[own.name], own.threshold)}
-    curve = _by_threshold(series[own.name])
-    alarms_most = 5 * ceil(max([1.0, *(b for _, b in curve[0])]) / 5)
+    curves = {c.name: _by_threshold(series[c.name]) for c in (own, judged.contenders[-1])}
+    false = {name: alarms for name, (alarms, _) in curves.items()}
+    early = {name: recalls for name, (_, recalls) in curves.items()}
+    alarms_most = 5 * ceil(max([1.0, *(b for alarms in false.values() for _, b in alarms)]) / 5)
     unit = Axis("", 0.0, 1.0)
     return [
         '<h2>What it is worth</h2><div class="charts">',
         _figure(
             lines("Reliability", Axis("forecast risk", 0, most), Axis("share that came true", 0, most), reliable,
                   diagonal=True),
-            f"Reliability: ten bins of equally many forecasts. {int(usable.sum())} rows, {int(y.sum())} degraded.",
+            f"What was forecast against what came, by risk; {_grouped(int(usable.sum()))} forecasts, after "
+            f"{_grouped(int(y.sum()))} of which it was degraded. Few at the right are usual: trouble is rare.",
         ),
         _figure(
             lines("Recall against lead time", Axis("seconds before the incident", 0, 120, 6),
@@ -109,13 +131,13 @@ def _charts(judged: Judged, rng: np.random.Generator) -> list[str]:
         ),
         _figure(
             lines("Threshold", Axis("threshold", 0, 1), Axis("false alarms per endpoint-day", 0, alarms_most),
-                  {"false alarms": curve[0]}, mark=own.threshold),
-            "False alarms against the threshold; the dashed line is the one chosen on earlier data.",
+                  false, mark=own.threshold),
+            "False alarms against the threshold; the dashed line is the candidate's, chosen on earlier data.",
         ),
         _figure(
             lines("Early recall against threshold", Axis("threshold", 0, 1), Axis("early recall", unit.low, unit.high),
-                  {"early recall": curve[1]}, mark=own.threshold),
-            "Share of incidents that an alarm preceded.",
+                  early, mark=own.threshold),
+            "Share of incidents that an alarm preceded, against the threshold.",
         ),
         _figure(
             bars("Feature importance", _importance(judged, rng), "rise of the log loss when the feature is shuffled"),
@@ -126,9 +148,9 @@ def _charts(judged: Judged, rng: np.random.Generator) -> list[str]:
 
 
 def _reliability(risk: _Floats, y: npt.NDArray[np.int8]) -> Points:
-    order = np.argsort(risk, kind="stable")
-    bins = [chunk for chunk in np.array_split(order, _BINS) if len(chunk)]
-    return [(float(risk[chunk].mean()), float(y[chunk].mean())) for chunk in bins]
+    bins = np.digitize(risk, _RISKS[1:-1])
+    chosen = [bins == i for i in range(len(_RISKS) - 1)]
+    return [(float(risk[own].mean()), float(y[own].mean())) for own in chosen if own.sum() >= _FEWEST_PER_BIN]
 
 
 def _starts(series: Series) -> list[float]:
@@ -187,16 +209,29 @@ def _figure(svg: str, caption: str) -> str:
 
 def _figures(skill: Skill) -> str:
     named = (skill.base_rate, skill.pr_auc, skill.brier, skill.brier_skill)
-    return f"<td>{skill.rows}</td>" + "".join(f"<td>{'–' if v is None else f'{v:.4g}'}</td>" for v in named)
+    return f"<td>{_grouped(skill.rows)}</td>" + "".join(f"<td>{'–' if v is None else f'{v:.4g}'}</td>" for v in named)
 
 
-def _parts(report: RetrainReport) -> str:
-    rows, incidents = _three(report.rows), _three(report.incidents)
-    return f"<p>To fit on, to calibrate on and to judge on: {rows} rows, {incidents} incidents.</p>"
+def _history(report: RetrainReport, since: float, until: float) -> str:
+    asked = f"<p>Asked for: history from {_moment(since)} to {_moment(until)}"
+    if not any(report.rows):
+        return f"{asked}; there is no vector with a known label in it.</p>"
+    parts = zip(
+        ("to fit on", "to calibrate on", "to judge on"), report.spans, report.rows, report.incidents, strict=True
+    )
+    rows = "".join(
+        f"<tr><td>{name}</td><td>{_moment(begin)}</td><td>{_moment(end)}</td><td>{_grouped(rows)}</td>"
+        f"<td>{_grouped(incidents)}</td></tr>"
+        for name, (begin, end), rows, incidents in parts
+    )
+    return (
+        f'{asked}. What there is:</p><div class="wide"><table><tr><th></th><th>from</th><th>to</th><th>usable rows</th>'
+        f"<th>incidents</th></tr>{rows}</table></div>"
+    )
 
 
-def _three(counts: tuple[int, ...]) -> str:
-    return ", ".join(f"{count:,}".replace(",", " ") for count in counts)
+def _grouped(count: int) -> str:
+    return f"{count:,}".replace(",", " ")
 
 
 def _moment(unix_s: float) -> str:

@@ -55,7 +55,7 @@ def retrain(
     OUT.print(f"serving {report.champion}", soft_wrap=True, highlight=False)
     if report.gate is not None:
         OUT.print(_comparisons(report.gate))
-    ERR.print(str(target), soft_wrap=True, highlight=False)
+    ERR.print(f"report: {target}", soft_wrap=True, highlight=False)
 
 
 class _progress:  # noqa: N801  # reads as a function: `with _progress() as told`
