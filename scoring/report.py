@@ -188,7 +188,7 @@ def _by_threshold(all_series: Sequence[Series]) -> tuple[Points, Points]:
 def _importance(judged: Judged, rng: np.random.Generator) -> dict[str, float]:
     part, forecaster = judged.part, judged.candidate.forecaster
     chosen = rng.permutation(np.flatnonzero(part.usable))[:_IMPORTANCE_ROWS]
-    x, y, groups = part.x[chosen], part.y[chosen], [part.groups[i] for i in chosen]
+    x, y, groups = part.x[chosen], part.y[chosen], [str(name) for name in part.provider[chosen]]
     usual = _log_loss(forecaster.risks(x, groups), y)
     found = {}
     for column, name in enumerate(NAMES):
@@ -235,4 +235,4 @@ def _grouped(count: int) -> str:
 
 
 def _moment(unix_s: float) -> str:
-    return strftime("%Y-%m-%d %H:%M UTC", gmtime(unix_s))
+    return "–" if not unix_s else strftime("%Y-%m-%d %H:%M UTC", gmtime(unix_s))
