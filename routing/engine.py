@@ -317,7 +317,7 @@ class Engine:
         failback.follow_forecast(health, share, now)
         if health.reasons or health.kept < 1.0:
             return []
-        if health.is_expected and risk is None:
+        if health.is_expected and (risk is None or not live.was_seen(now)):
             # Nobody knows any more, for want of traffic or of forecasts: that is no reason to trust it with everything.
             return self._let_return(live, Cause("held_s", now - health.entered_at, failback.RETURN_S), now)
         return self._raise(live, Event.RELIEVED, Cause("admission", 1.0, 1.0), now)

@@ -18,9 +18,10 @@ from routing.quota import Quota
 from routing.ranking import Ranking
 from routing.snapshot import Facts, Snapshot
 from routing.trust import Trust
-from routing.window import Window
+from routing.window import SECONDS, Window
 
 _ERROR_SPAN_S = 60
+_ENOUGH = 10
 _TROUBLE = frozenset({Event.BREACH, Event.SLOW, Event.LIMITED, Event.DOMAIN})
 
 
@@ -55,6 +56,11 @@ class Live:
         """Take back that an attempt counted as failed for hanging: it has succeeded after all."""
         self.detector.retract()
         self.health.step_failures = max(0, self.health.step_failures - 1)
+
+    def was_seen(self, now: float) -> bool:
+        """Tell whether enough attempts have ended in the present state to tell what the endpoint is like."""
+        span_s = min(SECONDS, max(1, int(now - self.health.entered_at)))
+        return self.window.sums(now, span_s).judged >= _ENOUGH
 
     def heard(self, event: Event, now: float) -> None:
         """Judge the forecast that took this endpoint's traffic, if one did, by what came of it."""

@@ -119,6 +119,7 @@ def test_f09_a_forecast_degrades_and_returns_with_hysteresis() -> None:
         engine.forecast(_forecast(NOW + second, primary=0.3), NOW + second)
         assert transitions_of(engine.tick(NOW + second)) == [], "below the threshold is not yet below the exit"
     for second in range(40, 54):
+        observe(engine, "primary", Outcome.OK, NOW + second)
         engine.forecast(_forecast(NOW + second, primary=0.19), NOW + second)
         assert transitions_of(engine.tick(NOW + second)) == [], "nor is a moment below the exit the end"
     engine.forecast(_forecast(NOW + 54, primary=0.19), NOW + 54)
@@ -200,6 +201,7 @@ def test_f01_the_first_doubt_in_a_limited_endpoint_is_seen_at_once_recorded_and_
     assert engine.forecast(_forecast(NOW + 6, a=0.99), NOW + 6) == [], "told once"
     events = []
     for second in range(7, 60):
+        observe(engine, "a", Outcome.OK, NOW + second)
         engine.forecast(_forecast(NOW + second, a=0.0), NOW + second)
         events += [(t.event, t.time) for t in transitions_of(engine.tick(NOW + second))]
     assert events == [(Event.RELIEVED, NOW + 22)], "when the slow start after the limit is over"

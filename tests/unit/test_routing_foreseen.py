@@ -31,6 +31,7 @@ def _false_alarm(engine: Engine, name: str, start: float) -> list[float]:
     """Alarm for one second, then say nothing of it for 15; return what each second admits."""
     admitted = []
     for second in range(16):
+        observe(engine, name, Outcome.OK, start + second)
         _hear(engine, start + second, **{name: 0.0 if second else 0.99})
         admitted.append(_admission(engine, name))
     return admitted
@@ -79,6 +80,18 @@ def test_f15_who_can_no_longer_be_judged_earns_the_traffic_back_by_steps() -> No
     events = [event for second in range(1, 20) for event in _hear(engine, NOW + second, b=0.0)]
     assert events == [Event.CALM]
     assert _admission(engine, "a") == engine.policy.failback.steps[0]
+
+
+def test_f15_a_low_risk_that_rests_on_a_few_attempts_refutes_nothing() -> None:
+    engine = engine_of("a", "b", now=NOW)
+    _hear(engine, NOW, a=0.99)
+    events = []
+    for second in range(1, 20):
+        if second < 10:
+            observe(engine, "a", Outcome.OK, NOW + second)
+        events += _hear(engine, NOW + second, a=0.0)
+    assert events == [Event.CALM]
+    assert engine._live["a"].trust.bar(THRESHOLD, NOW + 20) == THRESHOLD  # the next alarm here waits for the return
 
 
 @pytest.mark.parametrize("end", ["withdrawn", "drained"])
@@ -131,6 +144,7 @@ def test_f17_a_limit_that_was_forecast_comes_back_once() -> None:
         engine.finished(Finished("a", attempt, Outcome.RATE_LIMITED, retry_after_s=5.0), NOW + 1)
     admitted = []
     for second in range(2, 40):
+        observe(engine, "a", Outcome.OK, NOW + second)
         _hear(engine, NOW + second, a=0.0)
         admitted.append(_admission(engine, "a"))
     assert admitted == sorted(admitted)
