@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from analytics.records import SCORING_SUFFIX, HealthRecord
 from routing.window import Window
-from scoring.acting import Alarm, AlarmDesk, share_kept
+from scoring.acting import FLOOR, Alarm, AlarmDesk, share_kept
 from scoring.artifact import Model
 from scoring.backfill import in_microseconds, observe
 from scoring.explain import contributions
@@ -24,8 +24,6 @@ from scoring.reasons import Contribution
 
 _Floats = npt.NDArray[np.float64]
 Risks = list[float | None]
-# What an alarmed endpoint keeps at the least, so that evidence keeps coming.
-_FLOOR = 0.1
 
 
 class Scorer:
@@ -115,7 +113,7 @@ class Scorer:
             threshold=threshold,
             risks={e.id: risk for e, risk in zip(self._endpoints, risks, strict=True) if risk is not None},
             alarms={
-                e.id: AlarmNote(alarm.since, alarm.mode.value, share_kept(risk, threshold, _FLOOR, alarm.mode), why)
+                e.id: AlarmNote(alarm.since, alarm.mode.value, share_kept(risk, threshold, FLOOR, alarm.mode), why)
                 for e, risk, alarm, why in zip(self._endpoints, risks, alarms, reasons, strict=True)
                 if alarm is not None and risk is not None
             },

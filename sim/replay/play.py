@@ -7,6 +7,7 @@ results depends on nothing but the arguments. Only what happened after the warm-
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -151,7 +152,7 @@ def play(
             _take(tuple(players))
             results = map(_play, work)
         else:
-            pool = process_pool(jobs, _take, (tuple(players),))
+            pool = process_pool(jobs, partial(_take, tuple(players)))
             results = stack.enter_context(pool).map(_play, work)
         for number, played in enumerate(results, 1):
             done += played

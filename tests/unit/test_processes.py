@@ -1,6 +1,7 @@
 """Worker processes of the simulator are no copies of a process that has threads."""
 
 import threading
+from functools import partial
 
 from sim.processes import process_pool
 
@@ -28,5 +29,5 @@ def _given() -> list[str]:
 
 
 def test_every_worker_is_given_what_it_starts_with() -> None:
-    with process_pool(2, _take, ("ready",)) as pool:
+    with process_pool(2, partial(_take, "ready")) as pool:
         assert pool.submit(_given).result() == ["ready"]
