@@ -15,6 +15,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
 from itertools import count
 from pathlib import Path
+from typing import NamedTuple
 
 import duckdb
 import msgspec
@@ -34,7 +35,15 @@ _LINGER_S = 0.02
 _MOST_WAITING = 100_000
 _MOST_BATCHES_AT_ONCE = 500
 _MOST_TOKENS = 2**63 - 1
-_BATCH = msgspec.msgpack.Decoder(list[UsageRecord])
+# Rows of the outbox that were written before entries came in batches hold one entry each.
+_ROW = msgspec.msgpack.Decoder(list[UsageRecord] | UsageRecord)
+
+
+class _Waiting(NamedTuple):
+    """An entry as it waits in memory: encoded at once, so that one that cannot be is refused alone."""
+
+    id: str
+    body: msgspec.Raw
 
 
 class Ledger:
@@ -48,8 +57,8 @@ class Ledger:
         self._root = root
         self._segments = segments
         self._ship_every_s = ship_every_s
-        self._waiting: list[UsageRecord] = []
-        self._refused: list[list[UsageRecord]] = []
+        self._waiting: list[_Waiting] = []
+        self._refused: list[list[_Waiting]] = []
         self._filled = asyncio.Event()
         self._stopping = asyncio.Event()
         self._storing = asyncio.Lock()
@@ -57,8 +66,10 @@ class Ledger:
         self._current: asyncio.Task[None] | None = None
 
     def put(self, entry: UsageRecord) -> None:
-        """Take an entry. It is durable soon; `settle` waits for it."""
-        self._waiting.append(entry)
+        """Take an entry. It is durable soon; `settle` waits for it. Raises what encoding raises for one that no row
+        can hold.
+        """
+        self._waiting.append(_Waiting(entry.entry_id, msgspec.Raw(msgspec.msgpack.encode(entry))))
         self._filled.set()
         if len(self._waiting) > _MOST_WAITING:
             _report_loss([self._waiting.pop(0)])
@@ -82,7 +93,7 @@ class Ledger:
             if not batches:
                 return
             try:
-                await self._outbox.add([(batch[0].entry_id, msgspec.msgpack.encode(batch)) for batch in batches])
+                await self._outbox.add([_row(batch) for batch in batches])
             except StoreError as error:
                 # Batches stay as they are: what was stored after all is known by its id when it comes again.
                 left = sum(map(len, batches))
@@ -136,7 +147,7 @@ class Ledger:
             log.exception("usage entries wait in the outbox")
 
     def _deliver(self, shipment: Shipment) -> None:
-        entries = [entry for body in shipment.bodies for entry in _BATCH.decode(body)]
+        entries = [entry for body in shipment.bodies for entry in _entries(body)]
         if not (shipment.resumed and self._has_arrived(entries[0])):
             self._segments.write(UsageRecord.stream, entries)
 
@@ -152,8 +163,17 @@ class Ledger:
         return bool(rows)
 
 
-def _report_loss(entries: Sequence[UsageRecord]) -> None:
-    ids = ", ".join(entry.entry_id for entry in entries)
+def _row(batch: Sequence[_Waiting]) -> tuple[str, bytes]:
+    return batch[0].id, msgspec.msgpack.encode([entry.body for entry in batch])
+
+
+def _entries(body: bytes) -> list[UsageRecord]:
+    found = _ROW.decode(body)
+    return found if isinstance(found, list) else [found]
+
+
+def _report_loss(entries: Sequence[_Waiting]) -> None:
+    ids = ", ".join(entry.id for entry in entries)
     log.critical("the disk refuses the usage ledger: lost are the entries %s", ids)
 
 
@@ -237,7 +257,7 @@ def _entry(entry_id: str, completion: Completion, report: Report, status: str, r
         model=endpoint.model,
         agent=_text(completion.route.agent),
         tenant=_text(completion.route.tenant),
-        session_id=report.session_id,
+        session_id=_text(report.session_id),
         endpoint=endpoint.id,
         provider=endpoint.provider,
         region=endpoint.region,

@@ -4,7 +4,7 @@ import asyncio
 import shutil
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -244,7 +244,7 @@ class Inner:
 
     clerk: Clerk
     report: Report = field(
-        default_factory=lambda: Report("q", ENDPOINT, ATTEMPTS, 5, 2**70, 0.25, "s", 1_750_000_000.25)
+        default_factory=lambda: Report("q", ENDPOINT, ATTEMPTS, 5, 2**70, 0.25, "s\udcff", 1_750_000_000.25)
     )
 
     async def complete(self, completion: Completion) -> Served:
@@ -274,8 +274,32 @@ async def test_c05_an_entry_has_what_was_asked_served_and_charged(home: Home) ->
     with connect(home.history) as connection:
         rows = connection.execute("SELECT * EXCLUDE (entry_id, time) FROM usage").fetchall()
         assert len(connection.execute("SELECT DISTINCT entry_id FROM usage").fetchall()) == 2
-    row = ("r", "q", "http", "chat", "m", "caf?", "t", "s", "p:m", "p", "r", 2, 5, None, 2.0, 3.0, 0.25, "ok")
+    row = ("r", "q", "http", "chat", "m", "caf?", "t", "s?", "p:m", "p", "r", 2, 5, None, 2.0, 3.0, 0.25, "ok")
     assert rows == [row, row]
+
+
+async def test_c05_an_entry_that_no_row_can_hold_is_refused_alone(home: Home, caplog: pytest.LogCaptureFixture) -> None:
+    """Those before and after it are stored, and its request is named."""
+    _, ledger, _ = await home.open()
+    clerk = Clerk(ledger, "r\udcff")
+    async with ledger.running():
+        ledger.put(_entry("before"))
+        clerk.enter(_completion(), Inner(clerk).report, "ok")
+        ledger.put(_entry("after"))
+    assert home.entries() == [("after", 1), ("before", 1)]
+    assert "request q is not in the ledger" in caplog.text
+
+
+async def test_c05_what_an_earlier_build_left_in_the_outbox_is_shipped(home: Home) -> None:
+    """Its rows hold one entry each, and entries had no status."""
+    database, ledger, _ = await home.open()
+    fields = {name: value for name, value in asdict(_entry("earlier")).items() if name != "status"}
+    await Outbox(database).add([("earlier", msgspec.msgpack.encode(fields))])
+    async with ledger.running():
+        ledger.put(_entry("now"))
+    assert home.entries() == [("earlier", 1), ("now", 1)]
+    with connect(home.history) as connection:
+        assert connection.execute("SELECT DISTINCT status FROM usage").fetchall() == [("ok",)]
 
 
 @pytest.mark.parametrize("broken", ["put", "settle"])
