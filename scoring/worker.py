@@ -21,6 +21,7 @@ from pathlib import Path
 from random import Random
 
 from analytics.compaction import Compactor
+from analytics.errors import ForeignFileError
 from analytics.records import SCORING_SUFFIX, ModelEventRecord, Record
 from analytics.segments import SegmentWriter
 from analytics.writer import HistoryWriter
@@ -161,19 +162,34 @@ class Worker:
             return None
 
     def _compact(self, retention_s: float | None) -> None:
-        compactor = Compactor(self._history_dir, retention_s=retention_s)
+        compactor, told = Compactor(self._history_dir, retention_s=retention_s), set[str]()
         while not self._stop.wait(_COMPACT_EVERY_S):
-            try:
-                report = compactor.run_once(time.time())
-            except Exception:
-                _log.exception("compaction failed; it is tried again in %g s", _COMPACT_EVERY_S)
-            else:
-                _log.debug("compacted %d segments into %d parts", report.segments, report.parts)
+            compact(compactor, time.time(), told)
 
     def _send(self, message: Outbound) -> None:
         frame = memoryview(encode(message))
         while frame:
             frame = frame[os.write(self._output, frame) :]
+
+
+def compact(compactor: Compactor, now: float, told: set[str]) -> None:
+    """Compact the history once; it is done again anyway, so whatever happens is only said.
+
+    `told` is what has been said: files that stay as they are would be news once a minute, for months.
+    """
+    try:
+        report = compactor.run_once(now)
+        said = [f"damaged history was set aside: {problem}" for problem in report.quarantined]
+        said += [f"history is left as it is: {problem}" for problem in report.newer]
+    except ForeignFileError as error:
+        said = [f"history cannot be compacted: {error}"]
+    except Exception:
+        _log.exception("compaction failed; it is tried again in %g s", _COMPACT_EVERY_S)
+        return
+    for words in said:
+        if words not in told:
+            told.add(words)
+            _log.warning("%s", words)
 
 
 def run(source: int, output: int, prior: Path = PRIOR) -> None:

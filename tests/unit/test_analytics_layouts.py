@@ -1,20 +1,19 @@
 """History of every earlier layout reads with the defaults of what came later; history of a later one is refused."""
 
-from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import duckdb
 import pytest
 
-from analytics.columnar import select_list, to_columns
 from analytics.compaction import Compactor
 from analytics.errors import ForeignFileError, NewerLayoutError
 from analytics.files import LAYOUT_KEY
-from analytics.records import FIRST_LAYOUT, LAYOUT, RECORD_TYPES, Record, columns_of
+from analytics.records import FIRST_LAYOUT, LAYOUT, RECORD_TYPES, columns_of
 from analytics.segments import SegmentWriter
 from analytics.store import connect, refresh
 from analytics.training import training_rows
+from tests.history_layouts import names_of, segment, write_as
 from tests.history_records import T0, attempt, health
 
 # The columns that these two streams had in the first layout, which had no number yet.
@@ -28,31 +27,6 @@ FIRST_ATTEMPTS = (
     "output_tokens", "cost_usd",
 )  # fmt: skip
 LATER_HEALTH = ("shadow", "shadow_risk", "alarm", "propensity", "explanation")
-
-
-def write_as(
-    path: Path, records: Sequence[Record], names: Iterable[str], *, layout: int | str | None = None, extra: str = ""
-) -> Path:
-    """Write records with just these columns, as a version with that layout did; None is from before there were
-    numbers.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    stream = records[0].stream
-    columns = ", ".join(f'"{name}"' for name in names) + extra
-    number = "" if layout is None else f", KV_METADATA {{{LAYOUT_KEY}: '{layout}'}}"
-    with duckdb.connect() as connection:
-        connection.register("batch", to_columns(stream, records))
-        rows = f"FROM (FROM batch SELECT {select_list(stream)}) SELECT {columns}"
-        connection.execute(f"COPY ({rows}) TO '{path}' (FORMAT parquet{number})")
-    return path
-
-
-def segment(root: Path, stream: str, writer: str = "old-1", number: int = 1) -> Path:
-    return root / "live" / writer / stream / f"{number:010d}.parquet"
-
-
-def names_of(stream: str, layout: int = LAYOUT) -> list[str]:
-    return [column.name for column in columns_of(stream) if column.since <= layout]
 
 
 def later_values(connection: duckdb.DuckDBPyConnection) -> list[tuple[Any, ...]]:
