@@ -7,8 +7,7 @@ may interleave.
 """
 
 from array import array
-from collections.abc import Collection, Iterator, Sequence
-from itertools import chain
+from collections.abc import Collection, Sequence
 from math import inf, log
 
 from routing.counts import COUNTER_OF, MIN_BASELINE, NO_SHIFT, NOTHING, Counter, Shift, Sums, shift_of
@@ -25,7 +24,6 @@ _LOG_SLOW = log(2.5)
 # of now.
 _MIN_PACE_TOKENS = 16
 _MAX_PACE_S = 60.0
-
 
 _LATENCY = (Counter.TTFT_N, Counter.REPLY_N)
 _PACE = (Counter.PACE_N,)
@@ -196,10 +194,6 @@ class Window:
         self._known_shifts.clear()
         self._known_second = second
 
-    def hour(self, now: float) -> Sums:
-        """Return the counts over the last hour, to the minute."""
-        return Sums(self._minutes.at(int(now) // 60 - MINUTES, self._totals), self._totals)
-
     def columns(self, now: float, spans_s: Sequence[int]) -> "array[float]":
         """Return rows of one figure per `Counter`, one after the other: the running totals now, at the beginning of
         each span (1 to 300 s) and of the last hour (to the minute), and the counts of the baseline.
@@ -288,17 +282,6 @@ class Window:
     def oldest_s(self, now: float) -> float:
         """Return how long ago the attempt in flight that was announced first was sent; 0 without one."""
         return now - self._flight.oldest(now)
-
-    def oldest_waiting_s(self, now: float) -> float:
-        """Return how long the oldest attempt in flight has waited for its first byte; 0 without one."""
-        return max(0.0, now - min(self._all_waiting(), default=now))
-
-    def hanging(self, now: float, longer_than_s: float) -> int:
-        """Return how many attempts in flight have waited longer than that for their first byte."""
-        return sum(now - since > longer_than_s for since in self._all_waiting())
-
-    def _all_waiting(self) -> Iterator[float]:
-        return chain(self._flight.waiting(streamed=True), self._flight.waiting(streamed=False))
 
     def give_up(self, now: float, longer_than_s: float, *, streamed: bool) -> list[float]:
         """Give up the attempts that have waited longer than that for their first byte; return when each was sent.

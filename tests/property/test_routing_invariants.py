@@ -156,10 +156,10 @@ def _reads(engine: Engine, now: float) -> list[object]:
             window.latency_shift(now, 15),
             window.pace_shift(now, 15),
             list(window.streaming()),
-            window.oldest_waiting_s(now),
-            window.hanging(now, 1.0),
+            [list(window.waiting(streamed=streamed)) for streamed in (True, False)],
+            window.oldest_s(now),
             [window.sums(now, span).failures for span in (1, 15, 60, 300)],
-            window.hour(now).judged,
+            window.columns(now, (15, 60)).tolist(),
             window.baseline(now).latency_samples,
         ]
     return found

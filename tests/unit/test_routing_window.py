@@ -45,13 +45,17 @@ def test_sums_over_any_span_are_those_of_the_whole_list(start: float, seed: int)
             assert sums.judged == sums.failures + sums[Counter.OK]
 
 
+def _hour(window: Window, now: float, counter: Counter) -> float:
+    """Return a count of the last hour, from the running totals now and then."""
+    now_and_then = window.columns(now, ())
+    return now_and_then[counter] - now_and_then[len(Counter) + counter]
+
+
 def test_the_hour_forgets_what_is_older() -> None:
     window = Window()
     _finish(window, EPOCH, Outcome.TIMEOUT)
     _finish(window, EPOCH + 1800, Outcome.TIMEOUT)
-    assert window.hour(EPOCH + 1800)[Counter.TIMEOUT] == 2
-    assert window.hour(EPOCH + 3660)[Counter.TIMEOUT] == 1
-    assert window.hour(EPOCH + 9000)[Counter.TIMEOUT] == 0
+    assert [_hour(window, EPOCH + later, Counter.TIMEOUT) for later in (1800, 3660, 9000)] == [2, 1, 0]
 
 
 @pytest.mark.parametrize("seed", [3, 4])
@@ -65,8 +69,7 @@ def test_columns_are_what_the_sums_are_made_of(seed: int) -> None:
         asked = now + rng.choice([0.0, 0.5, 40.0, 400.0, 2000.0])
         flat = window.columns(asked, spans_s).tolist()
         rows = [flat[i : i + width] for i in range(0, len(flat), width)]
-        sums = [*(window.sums(asked, span_s) for span_s in spans_s), window.hour(asked)]
-        for older, expected in zip(rows[1:], [list(counts) for counts in sums], strict=False):
+        for older, expected in zip(rows[1:-2], [list(window.sums(asked, span_s)) for span_s in spans_s], strict=True):
             assert [a - b for a, b in zip(rows[0], older, strict=True)] == expected
         assert rows[-1] == list(window.baseline(asked))
         if asked < now + 1:
@@ -79,7 +82,7 @@ def test_a_long_silence_empties_every_window() -> None:
         _finish(window, EPOCH + i, ttft_s=0.2)
     later = EPOCH + 86_400
     assert window.sums(later, SECONDS).judged == 0
-    assert window.hour(later).judged == 0
+    assert _hour(window, later, Counter.OK) == 0
     assert window.latency_quantile(0.5, later) is None
     _finish(window, later, Outcome.SERVER_ERROR)
     assert window.sums(later, SECONDS).error_rate == 1.0
@@ -164,7 +167,7 @@ def test_a_value_that_is_not_finite_is_refused_before_anything_is_counted(field:
     with pytest.raises(ValueError, match="attempt 'a': expected finite values"):
         window.finished("a", Outcome.OK, EPOCH + 50, **{field: value})  # type: ignore[arg-type]  # one field of the table
     for each in (window, untouched):
-        assert (each.in_flight, each.last_at, each.oldest_waiting_s(EPOCH + 9)) == (1, EPOCH, 9.0)
+        assert (each.in_flight, each.last_at, list(each.waiting(streamed=True))) == (1, EPOCH, [EPOCH])
         assert each.sums(EPOCH + 50, SECONDS).judged == 0
     for i in range(60):
         _finish(window, EPOCH + 60 + i, ttft_s=0.2)
@@ -197,30 +200,21 @@ def test_the_spread_is_the_standard_deviation_of_the_logs() -> None:
     assert sums.spread(Counter.REPLY_N) == 0.0
 
 
-def test_in_flight_and_hanging_follow_starts_first_bytes_and_ends() -> None:
+def test_in_flight_and_waiting_follow_starts_first_bytes_and_ends() -> None:
     window = Window()
     for i, attempt in enumerate("abc"):
         window.started(attempt, EPOCH + i)
-    assert (window.in_flight, window.oldest_waiting_s(EPOCH + 5)) == (3, 5.0)
-    assert [window.hanging(EPOCH + 5, limit) for limit in (2.9, 3.0, 4.5, 5.0)] == [3, 2, 1, 0]
+    assert (window.in_flight, list(window.waiting(streamed=True))) == (3, [EPOCH, EPOCH + 1, EPOCH + 2])
     window.first_byte("a", EPOCH + 2)
-    assert (window.in_flight, window.oldest_waiting_s(EPOCH + 5)) == (3, 4.0)
     window.started("whole", EPOCH + 1.5, streamed=False)
     assert list(window.waiting(streamed=True)) == [EPOCH + 1, EPOCH + 2]
     assert list(window.waiting(streamed=False)) == [EPOCH + 1.5]
     assert list(window.streaming()) == [EPOCH + 2]
-    assert window.hanging(EPOCH + 5, 3.2) == 2, "both channels hang"
+    assert window.in_flight == 4
     for attempt in ("a", "b", "c", "whole"):
         window.finished(attempt, Outcome.OK, EPOCH + 6)
-    assert (window.in_flight, window.oldest_waiting_s(EPOCH + 9)) == (0, 0.0)
-    assert not window.streaming()
-
-
-def test_the_oldest_attempt_is_found_though_batches_of_two_writers_interleave() -> None:
-    window = Window()
-    window.started("late", EPOCH + 100)
-    window.started("early", EPOCH + 50)
-    assert window.oldest_waiting_s(EPOCH + 110) == 60.0
+    assert window.in_flight == 0
+    assert not any((window.waiting(streamed=True), window.waiting(streamed=False), window.streaming()))
 
 
 def test_consecutive_failures_end_with_a_success_only() -> None:
@@ -285,7 +279,7 @@ def test_an_attempt_is_given_up_once_and_stays_in_flight_until_it_ends(streamed:
     assert window.give_up(EPOCH + 4, 3.0, streamed=streamed) == []
     assert window.give_up(EPOCH + 5.5, 3.0, streamed=streamed) == [EPOCH + 1, EPOCH + 2]
     assert window.give_up(EPOCH + 60, 3.0, streamed=not streamed) == []
-    assert (window.in_flight, window.hanging(EPOCH + 5.5, 3.0)) == (3, 3)
+    assert (window.in_flight, len(window.waiting(streamed=streamed))) == (3, 3)
     window.first_byte("b", EPOCH + 6)
     assert window.was_given_up("b"), "it may still end as a failure, which has been counted"
     window.finished("b", Outcome.STALLED, EPOCH + 7)
