@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from threading import Timer
+from threading import Event, Thread
 from typing import Any
 
 import duckdb
@@ -35,6 +35,7 @@ _TABLE_FUNCTIONS = frozenset(
 _WRITING_KEYWORDS = frozenset(
     {"copy", "insert", "update", "delete", "merge", "into", "create", "drop", "alter", "attach"}
 )
+_INTERRUPT_EVERY_S = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,15 +69,24 @@ def _interrupted_after(connection: duckdb.DuckDBPyConnection, timeout_s: float |
     if timeout_s is None:
         yield
         return
-    timer = Timer(timeout_s, connection.interrupt)
-    timer.daemon = True
-    timer.start()
+    done = Event()
+
+    def interrupt() -> None:
+        # Again and again: an interrupt that comes before the statement has begun is forgotten.
+        wait_s = timeout_s
+        while not done.wait(wait_s):
+            connection.interrupt()
+            wait_s = _INTERRUPT_EVERY_S
+
+    interrupting = Thread(target=interrupt, name="sql timeout", daemon=True)
+    interrupting.start()
     try:
         yield
     except duckdb.InterruptException as error:
         raise QueryTimeoutError(f"the statement was not done after {timeout_s:g} s") from error
     finally:
-        timer.cancel()
+        done.set()
+        interrupting.join()
 
 
 def check_reads_only(text: str) -> None:

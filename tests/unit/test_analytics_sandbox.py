@@ -1,6 +1,8 @@
 """An analyst's SQL may read history and can change nothing."""
 
 from pathlib import Path
+from threading import Event
+from typing import Any
 
 import duckdb
 import pytest
@@ -112,3 +114,26 @@ def test_a_statement_that_would_never_end_is_ended_and_the_next_one_runs(history
     with pytest.raises(QueryTimeoutError, match=r"after 0\.05 s"):
         run_sql(connection, text, timeout_s=0.05)
     assert run_sql(connection, "SELECT count(*) FROM requests", timeout_s=60.0).rows == [(2,)]
+
+
+class BusyConnection:
+    """A connection whose statement begins when the first interrupt has gone by, as on a busy machine."""
+
+    def __init__(self, connection: duckdb.DuckDBPyConnection) -> None:
+        self._connection = connection
+        self._has_been_interrupted = Event()
+
+    def interrupt(self) -> None:
+        self._connection.interrupt()
+        self._has_been_interrupted.set()
+
+    def execute(self, text: str) -> duckdb.DuckDBPyConnection:
+        self._has_been_interrupted.wait()
+        return self._connection.execute(text)
+
+
+def test_a_timeout_that_comes_before_the_statement_begins_ends_it_all_the_same(history: Path) -> None:
+    """DuckDB forgets an interrupt when a statement begins."""
+    connection: Any = BusyConnection(connect(history))
+    with pytest.raises(QueryTimeoutError):
+        run_sql(connection, "WITH RECURSIVE t AS (SELECT 1 UNION ALL SELECT 2 FROM t) FROM t", timeout_s=0.01)
