@@ -30,7 +30,8 @@ from service.config_file import load
 from service.main import Ports, running
 from sim.provider_server import ProviderFleet
 
-DEADLINE_S = 20.0
+# A guard against what never ends, and no expectation: on a busy machine a process takes long to start.
+DEADLINE_S = 60.0
 GPT4, EMBED = "openai/gpt-4", "openai/text-embedding-3-small"
 QUICK_RETURN = {"probe_interval_s": 0.1, "probe_successes": 2, "steps": [0.5], "max_failure_rate": 0.9, "step_s": 0.1}
 SCENARIO = """
@@ -225,6 +226,20 @@ async def as_process(config: Path, *, prefix: Sequence[str] = ()) -> AsyncIterat
             process.kill()
             await process.wait()
         await listening
+
+
+async def run_to_end(*command: str) -> tuple[int, str, str]:
+    """Run a command to its end; return its exit code and what it printed and said. Killed if it does not end."""
+    pipe = asyncio.subprocess.PIPE
+    process = await asyncio.create_subprocess_exec(*command, stdout=pipe, stderr=pipe)
+    try:
+        async with asyncio.timeout(DEADLINE_S):
+            out, errors = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    return process.returncode or 0, out.decode(), errors.decode()
 
 
 async def _appeared(path: Path) -> bool:

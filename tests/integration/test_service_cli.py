@@ -3,7 +3,6 @@
 Most run `main` in this process, which is all that the console script does; a second of imports for each case is saved.
 """
 
-import asyncio
 import json
 import sys
 from collections.abc import Callable
@@ -18,7 +17,7 @@ import yaml
 from service.cli import main
 from sim.faults import FaultKind
 from sim.provider_server import Fault, ProviderFleet
-from tests.service_under_test import DEADLINE_S, in_process
+from tests.service_under_test import DEADLINE_S, in_process, run_to_end
 
 ROOT = Path(__file__).parents[2]
 GOOD = """\
@@ -230,13 +229,7 @@ async def test_sql_ends_by_rows_and_by_time(routecast: Routecast, recorded: Path
 
 
 async def _process(*arguments: str) -> Ended:
-    pipe = asyncio.subprocess.PIPE
-    command = (sys.executable, "-m", "service.cli", *arguments)
-    process = await asyncio.create_subprocess_exec(*command, stdout=pipe, stderr=pipe)
-    async with asyncio.timeout(DEADLINE_S):
-        out, errors = await process.communicate()
-    assert process.returncode is not None
-    return Ended(process.returncode, out.decode(), errors.decode())
+    return Ended(*await run_to_end(sys.executable, "-m", "service.cli", *arguments))
 
 
 async def test_the_process_says_the_same_without_starting_anything(tmp_path: Path) -> None:
@@ -253,7 +246,7 @@ async def test_the_process_says_the_same_without_starting_anything(tmp_path: Pat
 async def test_health_tells_a_serving_service_from_none(providers: ProviderFleet, tmp_path: Path) -> None:
     async with in_process(providers, tmp_path) as service:
         address = f"127.0.0.1:{service.ports.grpc}"
-        assert (await _process("health", "--address", address)).code == 0
+        assert (await _process("health", "--address", address, "--timeout-s", str(DEADLINE_S))).code == 0
     ended = await _process("health", "--address", address, "--timeout-s", "0.5")
     assert ended.code == 1
     assert "Traceback" not in ended.errors

@@ -15,11 +15,11 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from sim.faults import FaultKind
 from sim.provider_server import Fault, ProviderFleet
 from tests.service_under_test import (
-    DEADLINE_S,
     Service,
     as_process,
     config_for,
     read_history,
+    run_to_end,
     stream_request,
     until,
     write_config,
@@ -55,13 +55,9 @@ async def test_a_generic_grpc_tool_finds_its_way_by_reflection(service: Service)
         (("--list-methods", url), f"{ROUTER}/Complete"),
         (("--data", json.dumps(asked), f"{url}/{ROUTER}/Complete"), "aurora received 1 messages"),
     ):
-        process = await asyncio.create_subprocess_exec(
-            BUF, *options, *arguments, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
-        )
-        async with asyncio.timeout(DEADLINE_S):
-            out, errors = await process.communicate()
-        assert process.returncode == 0, errors.decode()
-        assert expected in out.decode()
+        code, out, errors = await run_to_end(str(BUF), *options, *arguments)
+        assert code == 0, errors
+        assert expected in out
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -99,16 +95,11 @@ async def test_a_taken_port_is_told_and_ends_with_1(providers: ProviderFleet, tm
         for edge, other in (("grpc", "http"), ("http", "grpc")):
             server = {edge: address, other: "127.0.0.1:0"}
             tree = config_for(providers, tmp_path / "data", server=server)
-            process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "service.cli", "serve"),
-                *("--config", str(write_config(tmp_path / "routecast.yaml", tree))),
-                stderr=asyncio.subprocess.PIPE,
-            )
-            async with asyncio.timeout(DEADLINE_S):
-                _, errors = await process.communicate()
-            assert process.returncode == 1
-            assert str(taken.getsockname()[1]) in errors.decode()
-            assert "Traceback" not in errors.decode()
+            config = str(write_config(tmp_path / "routecast.yaml", tree))
+            code, _, errors = await run_to_end(sys.executable, "-m", "service.cli", "serve", "--config", config)
+            assert code == 1
+            assert str(taken.getsockname()[1]) in errors
+            assert "Traceback" not in errors
 
 
 async def _fills_and_recovers(service: Any, data_dir: Path, free: Any) -> None:

@@ -1,6 +1,5 @@
 """Sessions outlive the process (F-05), fit the window of whoever serves them (F-14), and are sealed on the disk."""
 
-import asyncio
 import base64
 import json
 import signal
@@ -17,7 +16,6 @@ from routecast.v1 import routing_pb2
 from sim.faults import FaultKind
 from sim.provider_server import Fault, ProviderFleet
 from tests.service_under_test import (
-    DEADLINE_S,
     GPT4,
     Client,
     Tree,
@@ -25,6 +23,7 @@ from tests.service_under_test import (
     config_for,
     details,
     in_process,
+    run_to_end,
     stream_request,
     user,
     write_config,
@@ -223,11 +222,7 @@ async def test_what_was_said_lies_sealed_on_the_disk(
 async def test_two_processes_of_one_name_do_not_share_a_store(providers: ProviderFleet, tmp_path: Path) -> None:
     config = write_config(tmp_path / "routecast.yaml", config_for(providers, tmp_path / "data"))
     async with as_process(config):
-        second = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "service.cli", "serve", "--config", str(config)), stderr=asyncio.subprocess.PIPE
-        )
-        async with asyncio.timeout(DEADLINE_S):
-            _, errors = await second.communicate()
-    assert second.returncode == 1
-    assert "replicas that share a data_dir need different names" in errors.decode()
-    assert "Traceback" not in errors.decode()
+        code, _, errors = await run_to_end(sys.executable, "-m", "service.cli", "serve", "--config", str(config))
+    assert code == 1
+    assert "replicas that share a data_dir need different names" in errors
+    assert "Traceback" not in errors
