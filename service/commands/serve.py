@@ -12,6 +12,7 @@ import uvloop
 from cyclopts import Parameter
 
 from service.commands.common import ERR, ConfigFile
+from service.config import Config
 from service.config_file import load
 from service.main import Ports
 from service.main import serve as serve_until_stopped
@@ -32,16 +33,21 @@ def serve(
 
     def announce(ports: Ports) -> None:
         _spare_the_collector()
-        grpc_host, http_host = (address.rpartition(":")[0] for address in (settings.server.grpc, settings.server.http))
-        ERR.print(
-            f"serving gRPC on {grpc_host}:{ports.grpc} and HTTP on http://{http_host}:{ports.http}/v1", soft_wrap=True
-        )
+        ERR.print(_addresses(settings, ports), soft_wrap=True)
         if ports_file is not None:
             temporary = ports_file.with_suffix(".tmp")
             temporary.write_text(json.dumps(asdict(ports)))
             temporary.replace(ports_file)
 
     uvloop.run(serve_until_stopped(settings, announce))
+
+
+def _addresses(settings: Config, ports: Ports) -> str:
+    grpc_host, http_host = (address.rpartition(":")[0] for address in (settings.server.grpc, settings.server.http))
+    words = f"serving gRPC on {grpc_host}:{ports.grpc} and HTTP on http://{http_host}:{ports.http}/v1"
+    if settings.server.metrics is None:
+        return words
+    return f"{words}, metrics on http://{settings.server.metrics.rpartition(':')[0]}:{ports.metrics}/metrics"
 
 
 def _spare_the_collector() -> None:

@@ -1,5 +1,6 @@
 """Where the metrics are: on the callers' port, or on one of their own that a network can keep from callers."""
 
+import re
 from pathlib import Path
 
 import aiohttp
@@ -8,7 +9,7 @@ import pytest
 from service.config import Config
 from service.main import running
 from sim.provider_server import ProviderFleet
-from tests.service_under_test import Service, in_process
+from tests.service_under_test import Service, as_process, config_for, in_process, write_config
 
 
 async def _status(service: Service, port: int, path: str) -> tuple[int, str]:
@@ -53,3 +54,14 @@ async def test_a_taken_address_of_metrics_stops_the_start(service: Service, tmp_
             pass
     async with aiohttp.ClientSession() as session, session.get(f"http://{taken}/healthz") as response:
         assert response.status == 200
+
+
+async def test_the_process_tells_where_its_metrics_are(providers: ProviderFleet, tmp_path: Path) -> None:
+    server = {"grpc": "127.0.0.1:0", "http": "127.0.0.1:0", "metrics": "127.0.0.1:0"}
+    config = write_config(tmp_path / "routecast.yaml", config_for(providers, tmp_path / "data", server=server))
+    async with as_process(config) as service:
+        (told,) = (line for line in service.errors if line.startswith("serving gRPC"))
+        (url,) = re.findall(r"metrics on (\S+)", told)
+        assert url == f"http://127.0.0.1:{service.ports.metrics}/metrics"
+        async with service.http.get(url) as response:
+            assert "routecast_requests" in await response.text()
