@@ -28,6 +28,8 @@ _REPLAYED = 16
 # Every so many snapshots, the numbers in it are looked at.
 _LOOKED_AT = 4
 _ROUNDING = 1e-9
+# Departures for a quota or an expectation: nothing went wrong, so none lengthens the next.
+_NO_HARM = frozenset({Event.LIMITED, Event.FORECAST})
 _OUT = frozenset({State.EJECTED, State.PROBING, State.DRAINING})
 _MOST_PLANS = 4096
 # An attempt in flight is known by a short id in a dictionary or two.
@@ -161,7 +163,8 @@ class Holds:
 
     def heard(self, transition: Transition) -> None:
         """A transition comes from the state the last one led to, is in the table, and respects the hold of that state:
-        its base, doubled for each departure within `forgive_s`, and the time of each step of a return.
+        its base, doubled for each departure within `forgive_s` for which something went wrong, and the time of each
+        step of a return.
         """
         t, was, name = transition, self._state, transition.endpoint_id
         if t.from_state is not was:
@@ -175,7 +178,7 @@ class Holds:
             stayed_s = t.time - self._step_since
         if not stayed_s >= needed_s - _ROUNDING:
             raise BrokenError(f"{name} leaves {was} by {t.event} after {stayed_s} s of {needed_s} s")
-        doubted = t.to_state is State.EJECTED or (t.to_state is State.DEGRADED and t.event is not Event.LIMITED)
+        doubted = t.to_state is State.EJECTED or (t.to_state is State.DEGRADED and t.event not in _NO_HARM)
         if doubted:
             self._left.append(t.time)
         if t.to_state is not was or doubted:
