@@ -1,12 +1,9 @@
-"""Query results for eyes and for programs: rich tables, plain dictionaries, CSV.
+"""Query results for eyes and for programs: rich tables and plain dictionaries.
 
 Rule of this file: no figure is computed here. A figure that has no value is shown as a dash and is null in JSON.
 """
 
-import csv
-import io
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
@@ -25,19 +22,6 @@ _NONE = "–"
 def as_dicts(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """The rows as dictionaries that `json.dumps` takes, with the names of the result types."""
     return [asdict(row) for row in rows]
-
-
-def to_csv(rows: Sequence[Row]) -> str:
-    """The rows as CSV with a header line; nested values are JSON, missing ones empty. No rows give an empty text."""
-    records = as_dicts(rows)
-    if not records:
-        return ""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(records[0]), lineterminator="\n")
-    writer.writeheader()
-    for record in records:
-        writer.writerow({name: json.dumps(v) if isinstance(v, Mapping) else v for name, v in record.items()})
-    return text.getvalue()
 
 
 def render_failovers(rows: Sequence[Failover]) -> Table:

@@ -40,7 +40,6 @@ _MOST_KEPT = 200_000
 _RETURN_S = 60.0
 _LOOK_S = 0.02
 _PRIMARY = NAMES[0]
-_ONCE, _KEYED = 3, 2  # of every four requests
 _OUT = frozenset(map(routing_pb2.HealthState.Value, ("HEALTH_STATE_EJECTED", "HEALTH_STATE_PROBING")))
 
 
@@ -54,7 +53,7 @@ class Stormed:
         ejected_after_s: how long after the begin of each window the primary was out; None when it was not within it.
         sent: by mark, how often each provider received it.
         joined: how many were answered together with another under their key.
-        entries: of the ledger.
+        entries: of the ledger, of requests that were served.
     """
 
     asked: list[Asked] = field(default_factory=list)
@@ -176,7 +175,8 @@ def _received(fleet: ProviderFleet) -> dict[str, Counter[str]]:
 
 def _entries(history: Path) -> int:
     with connect(history) as connection:
-        rows = connection.execute("SELECT count(*), count(DISTINCT request_id) FROM usage").fetchall()
+        query = "FROM usage SELECT count(*), count(DISTINCT request_id) WHERE status = 'ok'"
+        rows = connection.execute(query).fetchall()
     ((entries, requests),) = rows
     if entries != requests:
         raise RuntimeError(f"{entries} entries for {requests} requests")

@@ -83,7 +83,6 @@ class _Models(msgspec.Struct):
 _decode_message = msgspec.json.Decoder(_Message).decode
 _decode_event = msgspec.json.Decoder(_Event).decode
 _decode_block = msgspec.json.Decoder(_Block).decode
-_decode_usage = msgspec.json.Decoder(_Usage).decode
 _encode = msgspec.json.Encoder().encode
 
 

@@ -69,12 +69,3 @@ class Outbox:
             connection.execute("DELETE FROM shipment")
 
         await self._database.run(job)
-
-    async def waiting(self) -> int:
-        """Return how many entries wait. Raises StoreError."""
-
-        def job(connection: sqlite3.Connection) -> int:
-            (number,) = connection.execute("SELECT count(*) FROM outbox").fetchone()
-            return int(number)
-
-        return await self._database.run(job)
