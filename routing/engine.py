@@ -5,8 +5,6 @@ simulated world drives it. Every method that learns something returns the action
 already been patched by then.
 """
 
-from math import inf
-
 from routing import failback, reflex
 from routing.actions import Action, DomainChanged, Finished, Probe, Transitioned
 from routing.budget import Budgets
@@ -16,11 +14,12 @@ from routing.errors import CatalogueError, UnknownEndpointError
 from routing.forecasts import ForecastDesk, Forecasts
 from routing.health import Cause, Event, Health, State
 from routing.hedging import is_evidence
+from routing.live import Live
 from routing.model import Catalogue
 from routing.outcomes import TRAITS, Outcome, Signal
 from routing.policy import FailbackKind, Policy
 from routing.snapshot import Snapshot
-from routing.table import Live, RoutingTable
+from routing.table import RoutingTable
 from routing.window import Window
 
 _SLOW_CHECK_S = 0.05
@@ -103,7 +102,7 @@ class Engine:
         """An attempt on live traffic ended."""
         live = self._of(result.endpoint_id)
         was_lost = live.window.was_given_up(result.attempt_id)
-        started = self._observe(live, result, now)
+        started = live.observe(result, now)
         is_current = started >= live.health.evidence_from
         signal = TRAITS[result.outcome].signal
         if signal is Signal.QUOTA:
@@ -182,7 +181,7 @@ class Engine:
         if health.state is not State.PROBING:
             health.probe_pending = False
             return self.finished(result, now)
-        if self._observe(live, result, now) < max(health.entered_at, health.probed_at):
+        if live.observe(result, now) < max(health.entered_at, health.probed_at):
             return []
         health.probe_pending = False
         signal = TRAITS[result.outcome].signal
@@ -210,22 +209,6 @@ class Engine:
         if ended is not None:
             actions.append(self._domain_changed(ended, now, is_down=False))
         return actions
-
-    @staticmethod
-    def _observe(live: Live, result: Finished, now: float) -> float:
-        """Count an ended attempt; return when it was sent."""
-        if result.retry_after_s is not None and not 0 <= result.retry_after_s < inf:
-            raise ValueError(f"retry_after_s = {result.retry_after_s}: expected finite seconds of 0 or more")
-        return live.window.finished(
-            result.attempt_id,
-            result.outcome,
-            now,
-            ttft_s=result.ttft_s,
-            reply_s=result.reply_s,
-            output_tokens=result.output_tokens,
-            generation_s=result.generation_s,
-            pace_from=live.health.evidence_from,
-        )
 
     # Forecast, operator and tick: off the request path.
 
@@ -274,6 +257,7 @@ class Engine:
         live.detector.learn(reflex.normal_failure_rate(live.window, self.policy.reflex, now))
         live.quality.learn(reflex.normal_poor_rate(live.window, self.policy.reflex, now))
         actions = self._check_slow(live, now)
+        live.let_lapse(now)
         if health.state is State.DEGRADED:
             actions += self._calm(live, now)
         if health.state is State.EJECTED and now >= health.held_until:

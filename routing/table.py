@@ -1,75 +1,21 @@
-"""The routing table: one endpoint's live state, and the snapshot that decisions read, kept current from it.
+"""The routing table: the snapshot that decisions read, kept current from the live state of the endpoints.
 
 The rule of this file: a snapshot is replaced, never changed. A tick rebuilds all of it, a patch one endpoint's model.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
 from math import inf
 
 from routing import failback, reflex
-from routing.credentials import Credentials
-from routing.detector import FailureDetector
 from routing.forecasts import ForecastDesk
-from routing.health import Cause, Event, Health, State
-from routing.model import Catalogue, Endpoint
-from routing.policy import FailbackPolicy, ForecastPolicy, Policy
-from routing.quota import Quota
+from routing.health import Cause, State
+from routing.live import Live
+from routing.model import Catalogue
+from routing.policy import FailbackPolicy, ForecastPolicy
 from routing.ranking import Ranking
 from routing.snapshot import Facts, Snapshot
-from routing.trust import Trust
-from routing.window import SECONDS, Window
 
 _ERROR_SPAN_S = 60
-_ENOUGH = 10
-_TROUBLE = frozenset({Event.BREACH, Event.SLOW, Event.LIMITED, Event.DOMAIN})
-
-
-@dataclass(slots=True)
-class Live:
-    """Everything that changes about one endpoint."""
-
-    endpoint: Endpoint
-    window: Window
-    health: Health
-    detector: FailureDetector
-    quality: FailureDetector
-    facts: Facts
-    quota: Quota = field(default_factory=Quota)
-    credentials: Credentials = field(default_factory=Credentials)
-    trust: Trust = field(default_factory=Trust)
-    slow_checked_at: float = -inf
-
-    @classmethod
-    def new(cls, endpoint: Endpoint, policy: Policy, now: float) -> "Live":
-        """Return the state of an endpoint of which nothing is known."""
-        detector, quality = (FailureDetector(policy.reflex.failing_rate, policy.reflex.normal_rate) for _ in range(2))
-        facts = Facts(endpoint, State.UNKNOWN, 1.0, 0.0, 0.0, None, 1.0, 0, None)
-        return cls(endpoint, Window(), Health(endpoint.id, entered_at=now), detector, quality, facts)
-
-    def forget(self) -> None:
-        """Drop the evidence against the endpoint: a new chance begins."""
-        self.detector.clear()
-        self.quality.clear()
-
-    def found_again(self) -> None:
-        """Take back that an attempt counted as failed for hanging: it has succeeded after all."""
-        self.detector.retract()
-        self.health.step_failures = max(0, self.health.step_failures - 1)
-
-    def was_seen(self, now: float) -> bool:
-        """Tell whether enough attempts have ended in the present state to tell what the endpoint is like."""
-        span_s = min(SECONDS, max(1, int(now - self.health.entered_at)))
-        return self.window.sums(now, span_s).judged >= _ENOUGH
-
-    def heard(self, event: Event, now: float) -> None:
-        """Judge the forecast that took this endpoint's traffic, if one did, by what came of it."""
-        if self.health.is_expected and event in _TROUBLE:
-            self.health.is_expected = False
-            self.trust.confirmed(now)
-        elif self.health.is_expected and event is Event.RELIEVED:
-            self.health.is_expected = False
-            self.trust.refuted(now)
 
 
 class RoutingTable:

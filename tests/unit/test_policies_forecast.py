@@ -4,12 +4,12 @@ from random import Random
 
 import pytest
 
-from routing.actions import Finished
+from routing.actions import Action, Finished
 from routing.engine import Engine
 from routing.forecasts import Forecasts
+from routing.health import State
 from routing.model import Catalogue
 from routing.policy import Policy
-from routing.table import Live
 from scoring.protocol import Batch, EndpointInfo, Hello, Observation
 from scoring.scorer import Scorer
 from sim.arena.loop import run
@@ -96,14 +96,23 @@ class _Overheard(Engine):
         self.heard.append(Observation("first_byte", self._places[endpoint_id], attempt_id, now))
         super().first_byte(endpoint_id, attempt_id, now)
 
-    def _observe(self, live: Live, result: Finished, now: float) -> float:  # type: ignore[override]  # static there
+    def finished(self, result: Finished, now: float) -> list[Action]:
+        self._ended(result, now)
+        return super().finished(result, now)
+
+    def probed(self, result: Finished, now: float) -> list[Action]:
+        # Of one that is not out, a probe is an attempt like any other, and `finished` hears of it.
+        if self.health_of(result.endpoint_id).state is State.PROBING:
+            self._ended(result, now)
+        return super().probed(result, now)
+
+    def _ended(self, result: Finished, now: float) -> None:
         self.heard.append(
             Observation(
                 "finished", self._places[result.endpoint_id], result.attempt_id, now, result.outcome, result.ttft_s,
                 result.reply_s, result.output_tokens, result.generation_s,
             )
         )  # fmt: skip
-        return super()._observe(live, result, now)
 
 
 def test_f09_the_arena_forecasts_what_the_scoring_process_would() -> None:

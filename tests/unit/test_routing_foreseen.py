@@ -64,6 +64,29 @@ def test_f06_a_false_alarm_makes_the_next_one_harder_to_raise_there_and_nowhere_
     assert _hear(engine, NOW + 40, b=0.6) == [Event.FORECAST]
 
 
+@pytest.mark.parametrize("risk", [0.99, 0.25])
+def test_f06_a_risk_that_stays_is_refuted_when_nothing_has_come_of_it_for_ten_minutes(risk: float) -> None:
+    """Also one between the exit and the threshold, which would neither move the traffic nor give it back."""
+    engine = engine_of("a", "b", now=NOW)
+    assert _hear(engine, NOW, a=0.99) == [Event.FORECAST]
+    for second in range(1, 600):
+        observe(engine, "a", Outcome.OK, NOW + second)
+        assert _hear(engine, NOW + second, a=risk) == []
+    assert _hear(engine, NOW + 600, a=0.6) == []
+    assert _hear(engine, NOW + 615, a=0.6) == [Event.RELIEVED]
+    assert engine._live["a"].trust.bar(THRESHOLD, NOW + 615) > 0.6  # as after any other false alarm
+
+
+def test_f06_what_still_goes_wrong_is_no_time_in_which_nothing_came() -> None:
+    engine = engine_of("a", "b", now=NOW)
+    for second in range(900):
+        for _ in range(3):
+            observe(engine, "a", Outcome.OK, NOW + second, ttft_s=0.2 if second < 200 else 2.0)
+        events = _hear(engine, NOW + second, a=0.99 if second > 200 else 0.0)
+        assert Event.RELIEVED not in events
+    assert engine._live["a"].trust.bar(THRESHOLD, NOW + 900) == THRESHOLD  # the forecast was right all the time
+
+
 def test_f09_an_alarm_that_came_true_is_held_against_nobody() -> None:
     engine = engine_of("a", "b", now=NOW)
     observe(engine, "a", Outcome.OK, NOW)
