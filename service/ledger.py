@@ -255,9 +255,9 @@ def _entry(entry_id: str, completion: Completion, report: Report, status: str, r
         edge=completion.edge,
         operation=completion.operation.value,
         model=endpoint.model,
-        agent=_text(completion.route.agent),
-        tenant=_text(completion.route.tenant),
-        session_id=_text(report.session_id),
+        agent=completion.route.agent,
+        tenant=completion.route.tenant,
+        session_id=report.session_id,
         endpoint=endpoint.id,
         provider=endpoint.provider,
         region=endpoint.region,
@@ -269,11 +269,6 @@ def _entry(entry_id: str, completion: Completion, report: Report, status: str, r
         cost_usd=report.cost_usd,
         status=status,
     )
-
-
-def _text(value: str) -> str:
-    """Return what a file can hold of a caller's text: a header may carry bytes that are no UTF-8."""
-    return value.encode("utf-8", "replace").decode()
 
 
 def _tokens(value: int | None) -> int | None:

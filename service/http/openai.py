@@ -101,6 +101,7 @@ class OpenAiRoutes:
         identity = request_id(request.headers.get(REQUEST_ID))
         request[request_id_key] = identity
         check_head(request)
+        _check_text(request)
         caller = self._caller(request)
         fields = body_fields(await request.read())
         stream = operation is not Operation.EMBEDDINGS and flag_field(fields, "stream")
@@ -172,6 +173,19 @@ def _route(request: web.Request, model: str, wanted: Asked) -> RouteRequest:
     except RequestError as error:
         header = _HEADER_OF.get(error.field, error.field)
         raise InvalidRequestError(Violation(f"{_PREFIX}{header}", str(error))) from error
+
+
+def _check_text(request: web.Request) -> None:
+    """Raise InvalidRequestError for a header of ours, or to be passed on, that is no UTF-8: such a text can be neither
+    recorded nor sent.
+    """
+    for name, value in request.headers.items():
+        if value.isascii() or not name.lower().startswith((_PREFIX, *_FORWARDED)):
+            continue
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise InvalidRequestError(Violation(name.lower(), "expected text in UTF-8")) from None
 
 
 def _idempotency_key(request: web.Request) -> str:

@@ -263,6 +263,23 @@ async def test_http_request_ids_cannot_forge_headers(service: Service, request_i
     assert b"\x01" not in answer.split(b"\r\n\r\n")[0]
 
 
+@pytest.mark.parametrize("name", ["x-routecast-session", "x-routecast-agent", "x-routecast-region", "traceparent"])
+@pytest.mark.parametrize("key", [b"", b"idempotency-key: k\r\n"], ids=["", "keyed"])
+async def test_http_a_header_that_is_no_utf8_is_refused_by_name(service: Service, name: str, key: bytes) -> None:
+    """What nobody could write down, or pass on, is not taken: neither history nor ledger would have the request."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", service.ports.http)
+    body = json.dumps({"model": EMBED, "input": "x"}).encode()
+    writer.write(
+        b"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nConnection: close\r\n%s: caf\xe9\r\n%s"
+        b"Content-Length: %d\r\n\r\n%s" % (name.encode(), key, len(body), body)
+    )
+    head, _, told = (await reader.read()).partition(b"\r\n\r\n")
+    writer.close()
+    await writer.wait_closed()
+    assert head.startswith(b"HTTP/1.1 400")
+    assert json.loads(told)["error"]["param"] == name
+
+
 async def test_unknown_models_do_not_grow_the_metrics(service: Service) -> None:
     """What callers make up must not become a label: every value of one stays in memory for ever."""
     for number in range(3):
