@@ -28,7 +28,7 @@ from routecast.v1 import router_pb2, routing_pb2
 
 from analytics.store import connect
 from bench.load import Asked, Callers, calling, percentile, scenario, steadily
-from bench.soak import MODEL, NAMES, config_for, served
+from bench.serving import MODEL, NAMES, config_for, served
 from sim.faults import FaultKind
 from sim.provider_server import Fault, ProviderFleet
 from sim.scenario import parse_scenario

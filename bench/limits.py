@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.load import Asked, calling, scenario, steadily
-from bench.soak import NAMES, config_for, served
+from bench.serving import NAMES, config_for, served
 from sim.faults import FaultKind
 from sim.provider_server import Fault, ProviderFleet
 from sim.scenario import parse_scenario

@@ -1,4 +1,4 @@
-"""What the profiles of load share: a service in a process of its own, and requests that start at their own times.
+"""What the profiles of load share: callers whose requests start at their own times, and the providers behind them.
 
 The rule of this file: the loop is open. A request is sent when it is due, whatever became of those before, and its
 latency counts from then, so that a service that stalls cannot make its load wait with it.
@@ -16,7 +16,7 @@ from google.rpc.error_details_pb2 import RetryInfo
 from google.rpc.status_pb2 import Status
 from routecast.v1 import chat_pb2, router_pb2, router_pb2_grpc, routing_pb2
 
-from bench.soak import EMBEDDING_MODEL, MODEL, NAMES
+from bench.serving import EMBEDDING_MODEL, MODEL, NAMES
 
 _TIMEOUT_S = 30.0
 

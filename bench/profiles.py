@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.load import Asked, Callers, calling, percentile, scenario, steadily
-from bench.soak import config_for, resident_kib, served
+from bench.serving import config_for, resident_kib, served
 from sim.provider_server import ProviderFleet
 from sim.scenario import parse_scenario
 

@@ -15,14 +15,12 @@ corrupt, and one such stream fails the run.
 import argparse
 import asyncio
 import json
-import os
-import signal
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Callable
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from enum import StrEnum
 from itertools import cycle
@@ -36,13 +34,12 @@ from rich.console import Console
 from rich.table import Table
 from routecast.v1 import chat_pb2, router_pb2, router_pb2_grpc
 
+from bench.serving import MODEL, NAMES, config_for, resident_kib, served
 from sim.faults import FaultKind
 from sim.provider_server import Fault, ProviderFleet
 from sim.scenario import parse_scenario
 from sim.wire import spoken_pieces
 
-MODEL, EMBEDDING_MODEL = "openai/gpt-4", "openai/embedding"
-NAMES = ("aurora", "borealis", "cirrus")
 _STREAMS_PER_CHANNEL = 100
 _QUIET_S = 60.0
 _MOST_TOKENS = 10_000
@@ -137,48 +134,6 @@ def _chaos(over_s: float) -> list[Fault]:
     ]
 
 
-def config_for(fleet: ProviderFleet, folder: Path) -> Path:
-    """Write the configuration of a service before this fleet; return its path."""
-    path = folder / "routecast.yaml"
-    config = {
-        "server": {"grpc": "127.0.0.1:0", "http": "127.0.0.1:0"},
-        "data_dir": str(folder / "data"),
-        "providers": [{"name": name, "base_url": fleet.url(name)} for name in NAMES],
-        "models": [
-            {"id": MODEL, "endpoints": [{"provider": name, "provider_model": "m"} for name in NAMES]},
-            {
-                "id": EMBEDDING_MODEL,
-                "capabilities": ["embeddings"],
-                "endpoints": [{"provider": name, "provider_model": "e"} for name in NAMES],
-            },
-        ],
-        "scoring": {"enabled": False},
-        "upstream": {"prewarm": 0},
-        "policy": {"attempts": {"ttft_timeout_s": 5, "stall_timeout_s": 10, "reserve_s": 10}},
-    }
-    path.write_text(json.dumps(config))
-    return path
-
-
-@asynccontextmanager
-async def served(config: Path) -> AsyncIterator[tuple[int, dict[str, int]]]:
-    """`routecast serve`, until the block ends; yields its pid and ports."""
-    ports_file = config.with_name("ports.json")
-    command = (sys.executable, "-m", "service.cli", "serve", "--config", str(config), "--ports-file", str(ports_file))
-    process = await asyncio.create_subprocess_exec(*command, stderr=asyncio.subprocess.DEVNULL)
-    try:
-        async with asyncio.timeout(_QUIET_S):
-            while not await asyncio.to_thread(ports_file.exists):
-                if process.returncode is not None:
-                    raise RuntimeError("the service did not come up")
-                await asyncio.sleep(0.05)
-        yield process.pid, json.loads(ports_file.read_text())
-    finally:
-        if process.returncode is None:
-            process.send_signal(signal.SIGTERM)
-            await process.wait()
-
-
 class _Callers:
     """Callers over both edges, and the judge of what they get."""
 
@@ -244,11 +199,6 @@ def _end_of(messages: list[dict[str, str]], tokens: int, text: str, *, is_whole:
     if not text:
         return End.REFUSED
     return End.BROKEN if any(answer.startswith(text) for answer in answers) else End.CORRUPT
-
-
-def resident_kib(pid: int) -> int:
-    """Return the resident memory of a process."""
-    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") // _KIB
 
 
 def _held(pid: int, fleet: ProviderFleet) -> Held:

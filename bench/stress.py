@@ -25,7 +25,7 @@ from rich.table import Table
 
 from bench.figure import process_cpu_s
 from bench.load import Asked, Callers, calling, percentile, scenario, steadily
-from bench.soak import config_for, served
+from bench.serving import config_for, served
 from sim.provider_server import ProviderFleet
 from sim.scenario import parse_scenario
 
