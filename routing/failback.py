@@ -79,7 +79,6 @@ def start_doubt(health: Health, event: Event, failback: FailbackPolicy, reflex: 
 
 def start_probing(health: Health) -> None:
     """Begin to ask for probes."""
-    health.is_expected = False
     health.probes_passed = 0
     health.probe_failures = 0
     health.probe_pending = False
@@ -120,7 +119,6 @@ def wants_probe(health: Health, policy: FailbackPolicy, now: float, blocked_unti
 def start_canary(health: Health, now: float) -> None:
     """Begin at the first step with a clean slate."""
     health.reasons.clear()
-    health.is_expected = False
     health.evidence_from = now
     health.step = 0
     _start_step(health, now)

@@ -1,8 +1,8 @@
 """Everything that changes about one endpoint, and what is heard of it.
 
-The rule of this file: every forecast that moved traffic is judged by what came of it. What went wrong while it held
-bears it out; that the risk went away, or that nothing came of it for ten minutes, refutes it. So a risk that never goes
-away diverts an endpoint for a while and not for ever.
+The rule of this file: every forecast that moved traffic is judged by what came of it. What went wrong before all
+traffic was back bears it out; that all came back, or that nothing came of it for ten minutes, refutes it. So a
+forecaster that is always wrong about an endpoint diverts it for a while and not for ever, and does not make it flap.
 """
 
 from dataclasses import dataclass, field
@@ -22,7 +22,8 @@ from routing.window import SECONDS, Window
 _ENOUGH = 10
 _LAPSES_AFTER_S = 600.0
 _TROUBLE = frozenset({Event.BREACH, Event.SLOW, Event.LIMITED, Event.DOMAIN})
-_ENDS_FORECAST = frozenset({Event.BREACH, Event.DOMAIN, Event.DRAIN, Event.RELIEVED, Event.PLAN_DONE})
+_WELL = frozenset({Event.RELIEVED, Event.PLAN_DONE})
+_LEAVES_ALARM = _WELL | {Event.BREACH, Event.DOMAIN, Event.DRAIN}
 
 
 @dataclass(slots=True)
@@ -82,14 +83,15 @@ class Live:
         health = self.health
         if event is Event.FORECAST and health.foreseen_at is None:
             health.foreseen_at = now
-        elif event in _ENDS_FORECAST:
+        elif event in _LEAVES_ALARM:
             health.foreseen_at = None
-        if health.is_expected and event in _TROUBLE:
-            health.is_expected = False
+        if not health.is_expected:
+            return
+        if event in _TROUBLE:
             self.trust.confirmed(now)
-        elif health.is_expected and event is Event.RELIEVED:
-            health.is_expected = False
+        elif event in _WELL:
             self.trust.refuted(now)
+        health.is_expected = event not in _TROUBLE | _LEAVES_ALARM
 
     def let_lapse(self, now: float) -> None:
         """Take a forecast for refuted that has been the only thing against this endpoint for ten minutes, ten times as

@@ -21,10 +21,13 @@ STEP_S = 2
 Says = Callable[[int, float, float], float | None]
 PATTERNS: dict[str, Says] = {
     "always": lambda _, __, risk: risk,
+    "now and then": lambda second, _, risk: risk if second % 60 < 6 else 0.0,
     "wavering": lambda second, _, risk: risk if second % 14 < 6 else 0.0,
     "once, and never sure that it is over": lambda second, _, risk: risk if second < 10 else THRESHOLD * 0.6,
+    "in full service": lambda _, share, risk: risk if share == 1.0 else 0.0,
     "away from full service": lambda second, share, risk: risk if share < 1.0 or second % 600 < 4 else 0.0,
     "on the way back": lambda second, share, risk: risk if 0.1 < share < 1.0 or second % 600 < 4 else 0.0,
+    "in full service, and nothing elsewhere": lambda _, share, risk: risk if share == 1.0 else None,
 }
 
 
@@ -68,6 +71,7 @@ def _shares(says: Says, risk: float, per_s: float, kind: FailbackKind, fails_at:
 @example("once, and never sure that it is over", 0.6, 0.5, FailbackKind.CANARY, None)
 @example("on the way back", 0.9, 0.1, FailbackKind.GRADUAL, 30)
 @example("always", 0.9, 0.5, FailbackKind.CANARY, 30)
+@example("in full service, and nothing elsewhere", 0.9, 0.1, FailbackKind.CANARY, None)
 def test_f06_f20_no_forecast_however_wrong_diverts_for_ever_or_makes_traffic_flap(
     pattern: str, risk: float, per_s: float, kind: FailbackKind, fails_at: int | None
 ) -> None:

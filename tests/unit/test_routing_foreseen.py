@@ -117,19 +117,43 @@ def test_f15_a_low_risk_that_rests_on_a_few_attempts_refutes_nothing() -> None:
     assert engine._live["a"].trust.bar(THRESHOLD, NOW + 20) == THRESHOLD  # the next alarm here waits for the return
 
 
-@pytest.mark.parametrize("end", ["withdrawn", "drained"])
-def test_f20_an_alarm_that_nobody_judged_costs_no_trust(end: str) -> None:
+def _return(engine: Engine, start: float) -> None:
+    """Answer every probe until all traffic is back."""
+    for second in range(60):
+        engine.tick(start + second)
+        engine.probed(Finished("a", "p", Outcome.OK), start + second)
+    assert engine.health_of("a").state is State.ACTIVE
+
+
+def test_f20_an_alarm_that_an_operator_ended_costs_no_trust() -> None:
     engine = engine_of("a", "b", now=NOW)
     _hear(engine, NOW, a=0.99)
-    if end == "withdrawn":
-        engine.withdraw_forecast()
-    else:
-        engine.drain("a", "ada: maintenance", NOW + 1)
-        engine.restore("a", "ada: done", NOW + 2)
-    for second in range(3, 40):
-        engine.tick(NOW + second)
-        engine.probed(Finished("a", "p", Outcome.OK), NOW + second)
-    assert _hear(engine, NOW + 60, a=0.41) == [Event.FORECAST]
+    engine.drain("a", "ada: maintenance", NOW + 1)
+    engine.restore("a", "ada: done", NOW + 2)
+    _return(engine, NOW + 3)
+    assert _hear(engine, NOW + 70, a=0.41) == [Event.FORECAST]
+
+
+def test_f06_f20_an_alarm_that_could_not_be_judged_is_judged_by_the_return_after_it() -> None:
+    """Else a false alarm that comes back with the traffic makes a quiet endpoint flap for ever."""
+    engine = engine_of("a", "b", now=NOW)
+    _hear(engine, NOW, a=0.99)
+    engine.withdraw_forecast()
+    _return(engine, NOW + 1)
+    assert _hear(engine, NOW + 70, a=0.6) == []
+    assert _hear(engine, NOW + 71, a=0.7) == [Event.FORECAST]
+
+
+def test_f09_what_goes_wrong_on_the_way_back_bears_the_alarm_out() -> None:
+    engine = engine_of("a", "b", now=NOW)
+    _false_alarm(engine, "a", NOW)
+    _hear(engine, NOW + 40, a=0.99)
+    events = [event for second in range(41, 60) for event in _hear(engine, NOW + second, b=0.0)]
+    assert events == [Event.CALM]
+    before = engine._live["a"].trust.bar(THRESHOLD, NOW + 60)
+    while engine.health_of("a").state is not State.EJECTED:
+        observe(engine, "a", Outcome.SERVER_ERROR, NOW + 60)
+    assert engine._live["a"].trust.bar(THRESHOLD, NOW + 60) < before  # half of the false alarm is made up for
 
 
 def test_f07_f09_nothing_leaves_for_a_place_that_is_no_better() -> None:
