@@ -16,6 +16,7 @@ from aiohttp import web
 
 from routing.errors import RequestError, UnknownModelError
 from routing.model import Catalogue, Objective, RegionPolicy, RouteRequest
+from routing.outcomes import Outcome
 from service.callers import Caller, Callers
 from service.completion import Begun, Completion, Continued, Report
 from service.config import Truncation
@@ -237,7 +238,9 @@ def _continued_comment(continued: Continued) -> bytes:
 
 def _report_headers(report: Report, request_id: str) -> dict[str, str]:
     last = report.attempts[-1]
-    begun = Begun(report.endpoint, last.number, last.decision_id, {}, report.dropped_messages, report.replayed)
+    # The last may be a hedge that came too late: an attempt too, but not the one that served.
+    served = next((attempt for attempt in report.attempts if attempt.outcome is Outcome.OK), last)
+    begun = Begun(report.endpoint, last.number, served.decision_id, {}, report.dropped_messages, report.replayed)
     headers = _begun_headers(begun, request_id)
     if report.cost_usd is not None and not report.replayed:
         headers[f"{_PREFIX}cost-usd"] = f"{report.cost_usd:.9f}"

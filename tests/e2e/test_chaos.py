@@ -1,4 +1,4 @@
-"""Small runs of the profiles of load: `python -m bench.chaos` and `python -m bench.stress` are the large ones."""
+"""A small run of `python -m bench.chaos`."""
 
 from bench.chaos import stormed
 

@@ -165,6 +165,28 @@ async def test_the_first_may_still_win_and_the_hedge_is_cancelled(providers: Pro
         await second.until_open(0)
 
 
+async def test_an_http_caller_is_told_the_decision_of_who_served(providers: ProviderFleet, tmp_path: Path) -> None:
+    """Also where a hedge was decided later, and lost."""
+    async with _pair(providers, tmp_path) as (service, first, second):
+        begun = asyncio.Event()
+
+        async def late(exchange: Exchange) -> None:
+            await begun.wait()
+            await answer(exchange)
+
+        async def beaten(exchange: Exchange) -> None:
+            begun.set()
+            await exchange.gone()
+
+        first.script, second.script = late, beaten
+        async with service.http.post(f"{service.url}/v1/chat/completions", json=BODY, headers=ASKED) as response:
+            headers = response.headers
+        assert (headers["x-routecast-provider"], headers["x-routecast-attempts"]) == ("first", "2")
+        explained = await service.explain(headers["x-routecast-decision"])
+        assert explained.chosen_endpoint_id == headers["x-routecast-endpoint"]
+        await second.until_open(0)
+
+
 async def test_a_hedge_that_fails_leaves_the_first_alone(providers: ProviderFleet, tmp_path: Path) -> None:
     async with _pair(providers, tmp_path) as (service, first, second):
         refused = asyncio.Event()
