@@ -7,6 +7,8 @@ RoutingError
 ├── CatalogueError     the catalogue contradicts itself; names the entry
 ├── UnknownModelError  no endpoint serves that model; carries the known ones
 └── UnknownEndpointError
+
+An error's `args` are what it was made of, and its text is made when it is read: so it can be sent between processes.
 """
 
 from collections.abc import Sequence
@@ -20,8 +22,12 @@ class FieldError(RoutingError, ValueError):
     """A value is out of its range."""
 
     def __init__(self, field: str, value: object, expected: str) -> None:
+        super().__init__(field, value, expected)
         self.field = field
-        super().__init__(f"{field} = {value!r}: expected {expected}")
+
+    def __str__(self) -> str:
+        field, value, expected = self.args
+        return f"{field} = {value!r}: expected {expected}"
 
 
 class PolicyError(FieldError):
@@ -40,14 +46,20 @@ class UnknownModelError(RoutingError):
     """No endpoint of the catalogue serves the model."""
 
     def __init__(self, model: str, known: Sequence[str]) -> None:
+        super().__init__(model, known)
         self.model = model
         self.known = tuple(known)
-        super().__init__(f"unknown model {model!r}; known models: {', '.join(self.known) or 'none'}")
+
+    def __str__(self) -> str:
+        return f"unknown model {self.model!r}; known models: {', '.join(self.known) or 'none'}"
 
 
 class UnknownEndpointError(RoutingError):
     """The catalogue has no endpoint of that id."""
 
     def __init__(self, endpoint_id: str) -> None:
+        super().__init__(endpoint_id)
         self.endpoint_id = endpoint_id
-        super().__init__(f"unknown endpoint {endpoint_id!r}")
+
+    def __str__(self) -> str:
+        return f"unknown endpoint {self.endpoint_id!r}"

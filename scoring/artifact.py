@@ -23,11 +23,17 @@ MANIFEST = "manifest.json"
 
 
 class ArtifactError(Exception):
-    """A forecaster cannot be loaded; says which file, what is wrong, and what was expected."""
+    """A forecaster cannot be loaded; says which file, what is wrong, and what was expected. Can be sent between
+    processes.
+    """
 
     def __init__(self, path: Path, problem: str) -> None:
+        super().__init__(path, problem)
         self.path = path
-        super().__init__(f"{path}: {problem}")
+        self.problem = problem
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.problem}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

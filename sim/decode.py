@@ -20,18 +20,28 @@ class FieldError(ValueError):
     """A dataclass refuses a value: `field` is the field's name (empty for the whole), `problem` what was expected."""
 
     def __init__(self, field: str, problem: str) -> None:
-        super().__init__(f"{field}: {problem}" if field else problem)
+        super().__init__(field, problem)
         self.field = field
         self.problem = problem
+
+    def __str__(self) -> str:
+        return _told(self.field, self.problem)
 
 
 class ScenarioError(ValueError):
     """Input that cannot be used: `path` like `faults[2].for_s` (empty for the whole), `problem` what was expected."""
 
     def __init__(self, path: str, problem: str) -> None:
-        super().__init__(f"{path}: {problem}" if path else problem)
+        super().__init__(path, problem)
         self.path = path
         self.problem = problem
+
+    def __str__(self) -> str:
+        return _told(self.path, self.problem)
+
+
+def _told(where: str, problem: str) -> str:
+    return f"{where}: {problem}" if where else problem
 
 
 def decode(cls: type[T], value: object, path: str = "") -> T:
