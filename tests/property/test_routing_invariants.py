@@ -139,6 +139,29 @@ def test_every_decision_is_sound_and_can_be_repeated(
     assert facts.state is not State.DRAINING
 
 
+@settings(max_examples=60, deadline=None)
+@given(STEPS)
+def test_f15_f20_whatever_happened_who_serves_well_gets_all_traffic_back(
+    steps: list[tuple[float, int, tuple[str, object]]],
+) -> None:
+    """Within twenty minutes: ten of a Retry-After at the most, then the longest pause between probes, and the plan."""
+    engine, now = _run(steps)
+    for name in NAMES:
+        engine.restore(name, "kim", now)
+        for attempt in ("x", "y", "z"):
+            engine.finished(Finished(name, attempt, Outcome.CANCELLED), now)
+    for _ in range(600):
+        now += 2.0
+        for name in NAMES:
+            if engine.health_of(name).state not in (State.EJECTED, State.PROBING):
+                engine.finished(Finished(name, "good", Outcome.OK, ttft_s=0.2), now)
+        for action in engine.tick(now):
+            if isinstance(action, Probe):
+                engine.probed(Finished(action.endpoint.id, "probe", Outcome.OK), now)
+    assert {name: engine.health_of(name).state for name in NAMES} == dict.fromkeys(NAMES, State.ACTIVE)
+    assert all(c.facts.admission == 1.0 for c in engine.snapshot.candidates(MODEL))
+
+
 @settings(max_examples=100, deadline=None)
 @given(STEPS)
 def test_the_same_observations_make_the_same_engine(steps: list[tuple[float, int, tuple[str, object]]]) -> None:

@@ -6,6 +6,7 @@ from routing.actions import Action, DomainChanged, Finished, Probe
 from routing.domains import DomainKind, DomainWatch, domains_of
 from routing.engine import Engine
 from routing.errors import PolicyError
+from routing.forecasts import Forecasts
 from routing.health import Event, State
 from routing.model import Catalogue, Endpoint
 from routing.outcomes import Outcome
@@ -89,6 +90,22 @@ def test_f13_a_region_out_is_one_event_that_moves_those_who_have_not_failed_yet(
     assert [(t.endpoint_id, t.to_state, t.note) for t in moved] == [("b-eu-3", State.PROBING, "borealis/eu")]
     assert (moved[0].cause.metric, moved[0].cause.value, moved[0].cause.threshold) == ("domain_parts_out", 2.0, 2.0)
     assert _states(engine)["b-us-1"] is _states(engine)["a-eu-1"] is State.ACTIVE
+
+
+@pytest.mark.parametrize("before", [State.DEGRADED, State.CANARY])
+def test_f13_a_member_that_keeps_a_share_moves_with_its_domain(before: State) -> None:
+    engine = _engine()
+    if before is State.DEGRADED:
+        engine.forecast(Forecasts(NOW, "m", 0.5, {"b-eu-3": 0.9}), NOW)
+    else:
+        engine.drain("b-eu-3", "kim: maintenance", NOW - 1)
+        engine.restore("b-eu-3", "kim: done", NOW - 1)
+        _probe(engine, "b-eu-3", Outcome.OK, NOW - 1)
+    _break(engine, "b-eu-1", NOW + 1)
+    moved = transitions_of(_break(engine, "b-eu-2", NOW + 2))
+    assert [(t.from_state, t.event, t.to_state) for t in moved if t.endpoint_id == "b-eu-3"] == [
+        (before, Event.DOMAIN, State.PROBING)
+    ]
 
 
 def test_trouble_of_one_part_says_nothing_of_the_whole() -> None:

@@ -273,6 +273,19 @@ def _whole_replies(engine: Engine, replies: int) -> None:
             engine.finished(Finished("a", f"whole-{i}", Outcome.OK, reply_s=8.0), NOW + i + 0.5)
 
 
+def test_f12_an_endpoint_that_was_always_outrun_hangs_by_its_own_standards_before_it_ever_answered() -> None:
+    """How long it had waited when a hedge answered first is all that is known of it."""
+    engine, now = engine_of("a", "b", now=1000.0), 1000.0
+    for _ in range(40):
+        now += 1.0
+        engine.started("a", "outrun", now)
+        engine.finished(Finished("a", "outrun", Outcome.CANCELLED, ttft_s=0.2), now)
+    for attempt in "xyz":
+        engine.started("a", attempt, now)
+    events = [t for i in range(20) for t in transitions_of(engine.tick(now + i / 10))]
+    assert [(t.from_state, t.event) for t in events] == [(State.UNKNOWN, Event.SLOW)]
+
+
 def test_f06_whole_replies_beside_streams_are_no_hang() -> None:
     engine = engine_of("a", "b", now=NOW)
     _whole_replies(engine, 600)
