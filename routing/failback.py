@@ -13,6 +13,7 @@ _MAX_PROBE_FAILURES = 20
 _MAX_RELAPSES = 16
 _PROBE_LOST_S = 30.0
 _MOST_ATTEMPTS = 500
+# How long forecasts have to be silent before they give traffic back.
 RETURN_S = 15.0
 
 
@@ -42,7 +43,7 @@ def start_limited(health: Health) -> None:
     doubted.
     """
     health.reasons = {Event.LIMITED}
-    health.was_doubted = health.is_expected = False
+    health.was_doubted = False
     health.kept = 1.0
 
 

@@ -114,7 +114,6 @@ def _charts(judged: Judged, rng: np.random.Generator) -> list[str]:
     false = {name: alarms for name, (alarms, _) in curves.items()}
     early = {name: recalls for name, (_, recalls) in curves.items()}
     alarms_most = 5 * ceil(max([1.0, *(b for alarms in false.values() for _, b in alarms)]) / 5)
-    unit = Axis("", 0.0, 1.0)
     return [
         '<h2>What it is worth</h2><div class="charts">',
         _figure(
@@ -135,7 +134,7 @@ def _charts(judged: Judged, rng: np.random.Generator) -> list[str]:
             "False alarms against the threshold; the dashed line is the candidate's, chosen on earlier data.",
         ),
         _figure(
-            lines("Early recall against threshold", Axis("threshold", 0, 1), Axis("early recall", unit.low, unit.high),
+            lines("Early recall against threshold", Axis("threshold", 0, 1), Axis("early recall", 0, 1),
                   early, mark=own.threshold),
             "Share of incidents that an alarm preceded, against the threshold.",
         ),
