@@ -10,8 +10,10 @@ from routing.forecasts import Forecasts
 from routing.health import State
 from routing.model import Catalogue
 from routing.policy import Policy
+from scoring.acting import EXPLORE
 from scoring.protocol import Batch, EndpointInfo, Hello, Observation
 from scoring.scorer import Scorer
+from service.config import Scoring
 from sim.arena.loop import run
 from sim.arena.scenario import parse_scenario
 from sim.arena.truth import World, make_world
@@ -138,6 +140,11 @@ def test_f09_the_arena_forecasts_what_the_scoring_process_would() -> None:
 
     run(world, Routecast(world.endpoints, None, both, make_engine=_Overheard))
     assert min(alarmed) < 0.5, "the queue raised an alarm"
+
+
+def test_the_arena_explores_as_a_service_does_by_default() -> None:
+    """The configuration says it again, because reading one should not cost the import of numpy."""
+    assert Scoring().explore == EXPLORE
 
 
 def test_the_shipped_model_is_read_once() -> None:
