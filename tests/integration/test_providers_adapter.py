@@ -515,7 +515,9 @@ async def test_comments_keep_a_connection_open_but_are_no_answer(
             await asyncio.sleep(0.01)
 
     async with WireServer(script) as server:
-        failure = await _fail(kind.make(server.url, transport), stream=True, timeouts=HASTY)
+        # Time enough for the first comment to arrive on a busy machine, too: without one the error is another.
+        unhurried = Timeouts(connect_s=DEADLINE_S, first_byte_s=1.0, stall_s=1.0)
+        failure = await _fail(kind.make(server.url, transport), stream=True, timeouts=unhurried)
     assert failure.outcome is outcome
     assert "nothing but comments" in failure.error
 
