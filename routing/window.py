@@ -10,7 +10,7 @@ from array import array
 from collections.abc import Collection, Sequence
 from math import inf, log
 
-from routing.counts import COUNTER_OF, MIN_BASELINE, NO_SHIFT, NOTHING, Counter, Shift, Sums, shift_of
+from routing.counts import COUNTER_OF, LATENCY, MIN_BASELINE, NO_SHIFT, NOTHING, Counter, Shift, Sums, shift_of
 from routing.flight import InFlight
 from routing.outcomes import TRAITS, Outcome, Signal
 from routing.ring import Ring
@@ -25,7 +25,6 @@ _LOG_SLOW = log(2.5)
 _MIN_PACE_TOKENS = 16
 _MAX_PACE_S = 60.0
 
-_LATENCY = (Counter.TTFT_N, Counter.REPLY_N)
 _PACE = (Counter.PACE_N,)
 
 
@@ -248,7 +247,7 @@ class Window:
 
     def latency_shift(self, now: float, span_s: int) -> Shift:
         """Return how current latency compares with the endpoint's own normal over the last `span_s` seconds."""
-        return self._shift(_LATENCY, now, span_s)
+        return self._shift(LATENCY, now, span_s)
 
     def pace_shift(self, now: float, span_s: int) -> Shift:
         """Return how the seconds per output token of the last `span_s` seconds compare with the endpoint's own normal.

@@ -15,7 +15,7 @@ from math import log
 import numpy as np
 import numpy.typing as npt
 
-from routing.counts import Counter
+from routing.counts import FAILURES, LATENCY, Counter
 from routing.window import Window
 
 _Floats = npt.NDArray[np.float64]
@@ -25,8 +25,6 @@ SPANS_S = (15, 60, 300)
 _PRIOR_RATE = 0.005
 _PRIOR_ATTEMPTS = 40.0
 _MIN_SPREAD = 0.1
-_LATENCY = (Counter.TTFT_N, Counter.REPLY_N)
-_FAILURES = (Counter.SERVER_ERROR, Counter.TIMEOUT, Counter.CONNECT_ERROR, Counter.BROKEN, Counter.POOR_ANSWER)
 _OVERDUE_RATIO = 3.0
 _SHORT, _MINUTE, _LONG = range(len(SPANS_S))
 
@@ -53,7 +51,7 @@ class Counts:
     @cached_property
     def failures(self) -> _Floats:
         """Attempts that gave their caller no usable answer by the endpoint's fault."""
-        return self.total(_FAILURES)
+        return self.total(FAILURES)
 
     @cached_property
     def judged(self) -> _Floats:
@@ -109,8 +107,8 @@ class Reading:
         self.earlier = Counts(rows[:, _LONG + 1] - rows[:, -2])
         self.usual = Counts(rows[:, -1])
         # Per channel: usual mean and spread of the logarithms, by those who have values of it.
-        self._means = [self.usual.mean_log(first) for first in _LATENCY]
-        self._spreads = [self.usual.spread(first) for first in _LATENCY]
+        self._means = [self.usual.mean_log(first) for first in LATENCY]
+        self._spreads = [self.usual.spread(first) for first in LATENCY]
 
     def deviance(self, *counters: Counter) -> _Floats:
         """Signed deviance of the sum of `counters` over each span from what the baseline lets expect."""
@@ -120,7 +118,7 @@ class Reading:
     @cached_property
     def failure_deviance(self) -> _Floats:
         """Failures of each span against the baseline's rate."""
-        return self.deviance(*_FAILURES)
+        return self.deviance(*FAILURES)
 
     @cached_property
     def limited_deviance(self) -> _Floats:
@@ -157,7 +155,7 @@ class Reading:
     def _shift_and_error(self) -> tuple[_Floats, _Floats]:
         shape = self.span.latencies.shape
         weight, shift, variance = np.zeros(shape), np.zeros(shape), np.zeros(shape)
-        for first, mean, spread in zip(_LATENCY, self._means, self._spreads, strict=True):
+        for first, mean, spread in zip(LATENCY, self._means, self._spreads, strict=True):
             n, known = self.span[first], self.usual[first]
             n = np.where(known > 0, n, 0.0)
             floored = np.maximum(_MIN_SPREAD, spread)
@@ -173,7 +171,7 @@ class Reading:
         """Log ratio of each span's latency spread to the baseline's, over both channels; 0 without evidence."""
         shape = self.span.latencies.shape
         weight, ratio = np.zeros(shape), np.zeros(shape)
-        for first, spread in zip(_LATENCY, self._spreads, strict=True):
+        for first, spread in zip(LATENCY, self._spreads, strict=True):
             n = self.span[first]
             n = np.where((n >= 5) & (self.usual[first] >= 5), n, 0.0)
             weight += n
@@ -196,7 +194,7 @@ class Reading:
     def usual_s(self) -> _Floats:
         """One standard deviation above the usual latency of the slower channel, in seconds; 0 without a baseline."""
         slowest = np.zeros(len(self._windows))
-        for first, mean, spread in zip(_LATENCY, self._means, self._spreads, strict=True):
+        for first, mean, spread in zip(LATENCY, self._means, self._spreads, strict=True):
             has_share = self.usual[first] >= np.maximum(1.0, 0.05 * self.usual.latencies)
             slowest = np.maximum(slowest, np.where(has_share, np.exp(mean + spread), 0.0))
         return slowest

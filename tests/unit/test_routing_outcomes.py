@@ -2,7 +2,7 @@
 
 import pytest
 
-from routing.counts import COUNTER_OF, Counter
+from routing.counts import COUNTER_OF, FAILURES, Counter
 from routing.outcomes import TRAITS, Outcome, Signal
 
 
@@ -60,6 +60,7 @@ def test_a_failed_attempt_is_counted_as_what_it_signals() -> None:
     assert counters[Signal.QUALITY] == {Counter.POOR_ANSWER}
     failed = {o for o in Outcome if TRAITS[o].failed}
     assert failed == {o for o in Outcome if TRAITS[o].signal in (Signal.FAILURE, Signal.QUALITY)}
+    assert set(FAILURES) == {COUNTER_OF[o] for o in failed}
     assert all(TRAITS[o].retry_elsewhere for o in failed)
 
 
