@@ -57,13 +57,13 @@ class Forest:
             return np.concatenate([self.log_odds(x[i : i + _CHUNK]) for i in range(0, len(x), _CHUNK)])
         values = np.ascontiguousarray(x).ravel()
         row = (np.arange(len(x), dtype=np.intp) * x.shape[1])[:, None]
-        threshold, missing_right = self.threshold.ravel(), ~self.missing_left.ravel()
-        any_missing = bool(np.isnan(values).any())
+        threshold = self.threshold.ravel()
+        missing_right = ~self.missing_left.ravel() if np.isnan(values).any() else None
         at = np.broadcast_to(self._roots, (len(x), self.trees))
         for _ in range(self.depth):
             seen = values.take(row + self._flat_feature.take(at))
             goes_right = seen > threshold.take(at)
-            if any_missing:
+            if missing_right is not None:
                 goes_right |= np.isnan(seen) & missing_right.take(at)
             at = self._children.take(2 * at + goes_right)
         total: _Floats = self.baseline + self.value.ravel().take(at).sum(axis=1)
