@@ -98,12 +98,8 @@ def training_rows(
     return TrainingRows(
         feature_set=feature_set,
         x=x[: labelled.n],
-        y=labelled.joined("y", np.int8),
-        mask=labelled.joined("known", np.bool_),
-        time=labelled.joined("time", np.float64),
-        endpoint=labelled.joined("endpoint", np.object_),
-        provider=labelled.joined("provider", np.object_),
         replica=labelled.joined("replica", np.object_),
+        **labelled.common(),
     )
 
 
@@ -124,11 +120,7 @@ def watched_rows(
     return WatchedRows(
         risk=labelled.joined("risk", np.float64),
         shadow_risk=labelled.joined("shadow_risk", np.float64),
-        y=labelled.joined("y", np.int8),
-        mask=labelled.joined("known", np.bool_),
-        time=labelled.joined("time", np.float64),
-        endpoint=labelled.joined("endpoint", np.object_),
-        provider=labelled.joined("provider", np.object_),
+        **labelled.common(),
     )
 
 
@@ -174,6 +166,16 @@ class _Labelled:
     def joined(self, name: str, kind: Any) -> npt.NDArray[Any]:
         """Return all of one column."""
         return np.concatenate([np.empty(0, dtype=kind), *self._parts[name]]).astype(kind, copy=False)
+
+    def common(self) -> dict[str, npt.NDArray[Any]]:
+        """Return what all labelled rows have, by the names of their fields."""
+        return {
+            "y": self.joined("y", np.int8),
+            "mask": self.joined("known", np.bool_),
+            "time": self.joined("time", np.float64),
+            "endpoint": self.joined("endpoint", np.object_),
+            "provider": self.joined("provider", np.object_),
+        }
 
 
 @dataclass(frozen=True, slots=True)
