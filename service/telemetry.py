@@ -32,53 +32,25 @@ class Metrics:
     ) -> None:
         self._snapshot = snapshot
         self._registry = CollectorRegistry()
-        # Finding a series costs the library a lock and its labels' texts; remembered, it is one look-up.
-        self._requests = cache(
-            Counter(
-                "routecast_requests",
-                "Requests served or refused.",
-                ["edge", "method", "model", "status"],
-                registry=self._registry,
-            ).labels
+        self._requests = self._counter(
+            "routecast_requests", "Requests served or refused.", "edge", "method", "model", "status"
         )
-        self._request_seconds = cache(
-            Histogram(
-                "routecast_request_seconds",
-                "Whole requests.",
-                ["method"],
-                buckets=_LATENCY_BUCKETS_S,
-                registry=self._registry,
-            ).labels
-        )
-        self._attempts = cache(
-            Counter(
-                "routecast_attempts", "Calls to endpoints.", ["endpoint", "kind", "outcome"], registry=self._registry
-            ).labels
-        )
-        self._ttft_seconds = cache(
-            Histogram(
-                "routecast_ttft_seconds",
-                "Time to first token by endpoint.",
-                ["endpoint"],
-                buckets=_LATENCY_BUCKETS_S,
-                registry=self._registry,
-            ).labels
-        )
-        self._tokens = cache(
-            Counter("routecast_tokens", "Tokens counted.", ["endpoint", "direction"], registry=self._registry).labels
-        )
-        self._cost = cache(
-            Counter("routecast_cost_usd", "Price of all calls.", ["endpoint"], registry=self._registry).labels
-        )
-        self._transitions = cache(
-            Counter(
-                "routecast_transitions",
-                "Changes of health.",
-                ["endpoint", "to_state", "actor"],
-                registry=self._registry,
-            ).labels
+        self._request_seconds = self._histogram("routecast_request_seconds", "Whole requests.", "method")
+        self._attempts = self._counter("routecast_attempts", "Calls to endpoints.", "endpoint", "kind", "outcome")
+        self._ttft_seconds = self._histogram("routecast_ttft_seconds", "Time to first token by endpoint.", "endpoint")
+        self._tokens = self._counter("routecast_tokens", "Tokens counted.", "endpoint", "direction")
+        self._cost = self._counter("routecast_cost_usd", "Price of all calls.", "endpoint")
+        self._transitions = self._counter(
+            "routecast_transitions", "Changes of health.", "endpoint", "to_state", "actor"
         )
         self._registry.register(_Gauges(snapshot, history, budgets, load))
+
+    # Finding a series costs the library a lock and its labels' texts; remembered, it is one look-up.
+    def _counter(self, name: str, what: str, *labels: str) -> Callable[..., Counter]:
+        return cache(Counter(name, what, labels, registry=self._registry).labels)
+
+    def _histogram(self, name: str, what: str, *labels: str) -> Callable[..., Histogram]:
+        return cache(Histogram(name, what, labels, buckets=_LATENCY_BUCKETS_S, registry=self._registry).labels)
 
     def put(self, record: Record) -> None:
         """Count a record."""
