@@ -15,7 +15,6 @@ import json
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -27,7 +26,7 @@ from rich.table import Table
 from routecast.v1 import router_pb2, routing_pb2
 
 from analytics.store import connect
-from bench.load import Asked, Callers, calling, percentile, scenario, steadily
+from bench.load import Asked, Callers, calling, percentile, scenario, steadily, verdict
 from bench.serving import MODEL, NAMES, config_for, served
 from sim.faults import FaultKind
 from sim.provider_server import Fault, ProviderFleet
@@ -192,7 +191,7 @@ def main() -> int:
     parser.add_argument("--calm", type=float, default=6.0, help="seconds before and after each (default: 6)")
     arguments = parser.parse_args()
     run = uvloop.run(stormed(arguments.rate, arguments.windows, arguments.window, arguments.calm))
-    console, complaints = Console(width=120), run.complaints()
+    console = Console(width=120)
     table = Table(
         title=f"{len(run.asked) + len(run.once)} requests at {arguments.rate:g}/s and more, for keys are sent twice"
     )
@@ -201,15 +200,13 @@ def main() -> int:
     for name, value in _figures(run):
         table.add_row(name, value)
     console.print(table)
-    for complaint in complaints:
-        console.print(complaint, style="red")
-    return int(bool(complaints))
+    return verdict(console, run.complaints())
 
 
 def _figures(run: Stormed) -> list[tuple[str, str]]:
     latencies_s = [each.ended - each.sent for each in run.asked]
     failed = Counter(each.error for each in run.asked + run.once if each.error)
-    out: Callable[[float | None], str] = lambda s: "not seen" if s is None else f"{s:.2f} s"  # noqa: E731  # said once
+    out = ("not seen" if after_s is None else f"{after_s:.2f} s" for after_s in run.ejected_after_s)
     return [
         ("answered, of those that may be sent again", f"{run.success:.3%} of {len(run.asked)}"),
         ("of these, at a second attempt", str(sum(each.attempts > 1 for each in run.asked))),
@@ -217,7 +214,7 @@ def _figures(run: Stormed) -> list[tuple[str, str]]:
         ("errors", ", ".join(f"{error} {count}" for error, count in sorted(failed.items())) or "none"),
         ("sent again though they may have run", str(len(run.repeated))),
         ("entries in the ledger, for answers", f"{run.entries} for {run.answered}"),
-        ("primary out, after each window's begin", ", ".join(map(out, run.ejected_after_s))),
+        ("primary out, after each window's begin", ", ".join(out)),
         ("latency p50, p99, longest", ", ".join(f"{percentile(latencies_s, p):.3f} s" for p in (0.5, 0.99, 1.0))),
     ]
 

@@ -9,22 +9,18 @@ reset a request may still fail.
 import argparse
 import asyncio
 import sys
-import tempfile
 from collections import Counter
 from collections.abc import Callable
-from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import uvloop
 from rich.console import Console
 from rich.table import Table
 
-from bench.load import Asked, calling, scenario, steadily
-from bench.serving import NAMES, config_for, served
+from bench.load import Asked, rig, steadily, verdict
+from bench.serving import NAMES
 from sim.faults import FaultKind
 from sim.provider_server import Fault, ProviderFleet
-from sim.scenario import parse_scenario
 
 _MOST_ASKED = 1.2
 _RECOVERY_S = 2.0
@@ -75,11 +71,7 @@ class Limited:
 async def limited(rate: float, calm_s: float, limited_s: float) -> Limited:
     """Send `rate` requests a second: `calm_s` before, `limited_s` during, and as long as before after the limits."""
     run = Limited()
-    async with AsyncExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        fleet = await stack.enter_async_context(ProviderFleet(parse_scenario(scenario()), keep=1))
-        _, ports = await stack.enter_async_context(served(config_for(fleet, folder)))
-        callers = await stack.enter_async_context(calling(ports))
+    async with rig() as (fleet, _, callers):
 
         async def ask(number: int, due: float) -> None:
             run.asked.append(await (callers.over_http if number % 2 else callers.over_grpc)(due))
@@ -114,7 +106,7 @@ def main() -> int:
     parser.add_argument("--limited", type=float, default=6.0, help="seconds of limits (default: 6)")
     arguments = parser.parse_args()
     run = uvloop.run(limited(arguments.rate, arguments.calm, arguments.limited))
-    console, complaints = Console(width=120), run.complaints()
+    console = Console(width=120)
     table = Table(title=f"{len(run.asked)} requests at {arguments.rate:g}/s, all limited for {arguments.limited:g} s")
     table.add_column("what")
     table.add_column("value", justify="right")
@@ -125,9 +117,7 @@ def main() -> int:
     table.add_row("longest wait for an answer or error", f"{longest_s:.2f} s")
     table.add_row("last failure after the reset", f"{run.recovery_s:.2f} s")
     console.print(table)
-    for complaint in complaints:
-        console.print(complaint, style="red")
-    return int(bool(complaints))
+    return verdict(console, run.complaints())
 
 
 if __name__ == "__main__":

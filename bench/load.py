@@ -1,22 +1,28 @@
-"""What the profiles of load share: callers whose requests start at their own times, and the providers behind them.
+"""What the profiles of load share: callers whose requests start at their own times, the providers behind them, and how
+a run ends.
 
 The rule of this file: the loop is open. A request is sent when it is due, whatever became of those before, and its
 latency counts from then, so that a service that stalls cannot make its load wait with it.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine
+import tempfile
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import aiohttp
 import grpc
 from google.rpc.error_details_pb2 import RetryInfo
 from google.rpc.status_pb2 import Status
+from rich.console import Console
 from routecast.v1 import chat_pb2, router_pb2, router_pb2_grpc, routing_pb2
 
-from bench.serving import EMBEDDING_MODEL, MODEL, NAMES
+from bench.serving import EMBEDDING_MODEL, MODEL, NAMES, config_for, served
+from sim.provider_server import ProviderFleet
+from sim.scenario import parse_scenario
 
 _TIMEOUT_S = 30.0
 
@@ -97,6 +103,19 @@ async def calling(ports: dict[str, int]) -> AsyncIterator[Callers]:
         yield Callers(router_pb2_grpc.RouterServiceStub(channel), session, f"http://127.0.0.1:{ports['http']}")
 
 
+@asynccontextmanager
+async def rig() -> AsyncIterator[tuple[ProviderFleet, int, Callers]]:
+    """Providers, a service before them in a process of its own, and its callers; yields them, the service by its pid.
+
+    Everything ends with the block, the service's data too. Of the requests that providers receive, one each is kept.
+    """
+    async with AsyncExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        fleet = await stack.enter_async_context(ProviderFleet(parse_scenario(scenario()), keep=1))
+        pid, ports = await stack.enter_async_context(served(config_for(fleet, folder)))
+        yield fleet, pid, await stack.enter_async_context(calling(ports))
+
+
 async def steadily(
     rate: float, going: Callable[[int], bool], ask: Callable[[int, float], Coroutine[Any, Any, None]]
 ) -> None:
@@ -132,3 +151,10 @@ def percentile(latencies_s: list[float], share: float) -> float:
     """The latency that `share` of the requests stayed within, in seconds; 0 without any."""
     ordered = sorted(latencies_s)
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else 0.0
+
+
+def verdict(console: Console, complaints: Sequence[str]) -> int:
+    """Print what is not as it should be; return the exit code, 1 when there is anything."""
+    for complaint in complaints:
+        console.print(complaint, style="red")
+    return int(bool(complaints))

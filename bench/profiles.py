@@ -7,19 +7,14 @@ provider's own time. The service is a process of its own; the loop is open.
 
 import argparse
 import sys
-import tempfile
-from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import uvloop
 from rich.console import Console
 from rich.table import Table
 
-from bench.load import Asked, Callers, calling, percentile, scenario, steadily
-from bench.serving import config_for, resident_kib, served
-from sim.provider_server import ProviderFleet
-from sim.scenario import parse_scenario
+from bench.load import Asked, Callers, percentile, rig, steadily, verdict
+from bench.serving import resident_kib
 
 _PROVIDER_S = 0.03  # its first token, and then its tokens, at the median
 _MODELS_P95_S = 0.2
@@ -82,11 +77,7 @@ class Profiled:
 async def profiled(profile: Profile) -> Profiled:
     """Run one profile."""
     run = Profiled(profile)
-    async with AsyncExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        fleet = await stack.enter_async_context(ProviderFleet(parse_scenario(scenario()), keep=1))
-        pid, ports = await stack.enter_async_context(served(config_for(fleet, folder)))
-        callers = await stack.enter_async_context(calling(ports))
+    async with rig() as (_, pid, callers):
         await _phase(Profiled(profile), callers, profile.phases[0][0], _WARM_S)
         before = resident_kib(pid)
         for rate, seconds in profile.phases:
@@ -120,7 +111,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.profiles", description=__doc__)
     parser.add_argument("profiles", nargs="*", choices=[*PROFILES, []], help="which to run; all by default")
     chosen = parser.parse_args().profiles or list(PROFILES)
-    console, failed = Console(width=120), False
+    console, code = Console(width=120), 0
     table = Table(title="profiles of load", title_justify="left")
     for column in ("profile", "asked/s", "answered", "chat p50", "p95", "p99", "memory"):
         table.add_column(column, justify="right")
@@ -130,11 +121,9 @@ def main() -> int:
             latencies = (f"{run.latency_s(phase, share):.3f} s" for share in (0.5, 0.95, 0.99))
             memory = " → ".join(f"{kib / 1024:.0f}" for kib in run.kib) + " MiB" if phase == 0 else ""
             table.add_row(name, f"{rate:g}", f"{run.success(phase):.2%}", *latencies, memory)
-        for complaint in run.complaints():
-            failed = True
-            console.print(f"{name}: {complaint}", style="red")
+        code |= verdict(console, [f"{name}: {complaint}" for complaint in run.complaints()])
     console.print(table)
-    return int(failed)
+    return code
 
 
 if __name__ == "__main__":

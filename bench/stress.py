@@ -12,22 +12,16 @@ import argparse
 import asyncio
 import os
 import sys
-import tempfile
 import time
 from collections import Counter
-from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import uvloop
 from rich.console import Console
 from rich.table import Table
 
 from bench.figure import process_cpu_s
-from bench.load import Asked, Callers, calling, percentile, scenario, steadily
-from bench.serving import config_for, served
-from sim.provider_server import ProviderFleet
-from sim.scenario import parse_scenario
+from bench.load import Asked, Callers, percentile, rig, steadily, verdict
 
 _BROKEN_BELOW = 0.9
 _MOST_STEPS = 20
@@ -100,11 +94,7 @@ async def stressed(
     `most`; then ask `first` again for `calm_s` seconds.
     """
     run, rate = Stressed(), first
-    async with AsyncExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        fleet = await stack.enter_async_context(ProviderFleet(parse_scenario(scenario()), keep=1))
-        pid, ports = await stack.enter_async_context(served(config_for(fleet, folder)))
-        callers = await stack.enter_async_context(calling(ports))
+    async with rig() as (_, pid, callers):
         while len(run.steps) < _MOST_STEPS and rate <= most and not (run.steps and run.has_broken):
             run.steps.append(await _step(callers, pid, rate, step_s))
             rate *= growth
@@ -136,7 +126,7 @@ def main() -> int:
     parser.add_argument("--calm", type=float, default=15.0, help="seconds at the first load again (default: 15)")
     arguments = parser.parse_args()
     run = uvloop.run(stressed(arguments.first, arguments.growth, arguments.step, arguments.calm))
-    console, complaints = Console(width=120), run.complaints()
+    console = Console(width=120)
     table = Table(title="load by load", title_justify="left")
     for column in ("asked/s", "answered", "p50", "p95", "refused", "service busy", "bench busy"):
         table.add_column(column, justify="right")
@@ -155,9 +145,7 @@ def main() -> int:
     broke = f"broke at {last.rate:.0f}/s" if run.has_broken else f"did not break up to {last.rate:.0f}/s"
     bound = " (a lower bound: this process was the busier)" if last.own_busy > last.service_busy else ""
     console.print(f"{broke}{bound}; well again {run.recovery_s:.1f} s after the load fell")
-    for complaint in complaints:
-        console.print(complaint, style="red")
-    return int(bool(complaints))
+    return verdict(console, run.complaints())
 
 
 if __name__ == "__main__":
