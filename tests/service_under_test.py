@@ -228,10 +228,16 @@ async def as_process(config: Path, *, prefix: Sequence[str] = ()) -> AsyncIterat
         await listening
 
 
-async def run_to_end(*command: str) -> tuple[int, str, str]:
-    """Run a command to its end; return its exit code and what it printed and said. Killed if it does not end."""
+async def run_to_end(
+    *command: str, cwd: Path | None = None, environment: Mapping[str, str] | None = None
+) -> tuple[int, str, str]:
+    """Run a command to its end, in `cwd` and with `environment` added to ours; return its exit code and what it printed
+    and said. Killed if it does not end.
+    """
     pipe = asyncio.subprocess.PIPE
-    process = await asyncio.create_subprocess_exec(*command, stdout=pipe, stderr=pipe)
+    process = await asyncio.create_subprocess_exec(
+        *command, cwd=cwd, env=os.environ | (environment or {}), stdout=pipe, stderr=pipe
+    )
     try:
         async with asyncio.timeout(DEADLINE_S):
             out, errors = await process.communicate()

@@ -4,9 +4,7 @@ The rule of this file: the text of a document is used as it stands; only address
 tools that are not installed here (those that do not start with .venv/bin/) are left out.
 """
 
-import asyncio
 import json
-import os
 import re
 import shlex
 import sys
@@ -22,8 +20,8 @@ from service.main import Ports, running
 from sim.provider_server import ProviderFleet
 from sim.scenario import parse_scenario
 from tests.documents import Document, document
+from tests.service_under_test import run_to_end
 
-DEADLINE_S = 60.0
 README, FIRST_STEPS = document("README.md"), document("docs/guides/first-steps.md")
 
 
@@ -38,22 +36,9 @@ def _configuration(doc: Document) -> str:
 
 async def _run(directory: Path, *words: str, environment: dict[str, str] | None = None) -> str:
     """Run a command in `directory`; returns what it printed, fails with what it said."""
-    process = await asyncio.create_subprocess_exec(
-        *words,
-        cwd=directory,
-        env=os.environ | (environment or {}),
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    try:
-        async with asyncio.timeout(DEADLINE_S):
-            printed, said = await process.communicate()
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-    assert process.returncode == 0, f"{shlex.join(words)}\n{printed.decode()}{said.decode()}"
-    return printed.decode()
+    code, printed, said = await run_to_end(*words, cwd=directory, environment=environment)
+    assert code == 0, f"{shlex.join(words)}\n{printed}{said}"
+    return printed
 
 
 @pytest.fixture(params=[README, FIRST_STEPS], ids=lambda doc: doc.name)

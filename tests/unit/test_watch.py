@@ -3,9 +3,10 @@ end).
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from contextvars import Context
-from typing import TypeVarTuple
+from functools import wraps
+from typing import Any, TypeVarTuple
 
 import pytest
 
@@ -41,121 +42,110 @@ class JumpingLoop(asyncio.SelectorEventLoop):
         super()._run_once()  # type: ignore[misc]
 
 
-def _run(story: Callable[[JumpingLoop], Awaitable[None]]) -> None:
-    loop = JumpingLoop()
-
-    async def main() -> None:
-        await story(loop)
-
-    with asyncio.Runner(loop_factory=lambda: loop) as runner:
-        runner.run(main())
+@pytest.fixture
+def loop() -> JumpingLoop:
+    return JumpingLoop()
 
 
-def test_a_wait_ends_when_it_is_due() -> None:
-    async def story(loop: JumpingLoop) -> None:
-        watch = Watch()
-        with pytest.raises(TimeoutError), watch.until(loop.time() + 5):
-            await asyncio.Event().wait()
-        assert loop.time() == 1005
-        task = asyncio.current_task()
-        assert task is not None
-        assert not task.cancelling(), "it goes on as if nothing had been cancelled"
+def runs_on_it(story: Callable[[JumpingLoop], Coroutine[Any, Any, None]]) -> Callable[[JumpingLoop], None]:
+    """Run a test on the loop it is given."""
 
-    _run(story)
+    @wraps(story)
+    def test(loop: JumpingLoop) -> None:
+        with asyncio.Runner(loop_factory=lambda: loop) as runner:
+            runner.run(story(loop))
+
+    return test
 
 
-def test_waits_in_a_row_share_timers_and_each_has_its_own_end() -> None:
+@runs_on_it
+async def test_a_wait_ends_when_it_is_due(loop: JumpingLoop) -> None:
+    watch = Watch()
+    with pytest.raises(TimeoutError), watch.until(loop.time() + 5):
+        await asyncio.Event().wait()
+    assert loop.time() == 1005
+    task = asyncio.current_task()
+    assert task is not None
+    assert not task.cancelling(), "it goes on as if nothing had been cancelled"
+
+
+@runs_on_it
+async def test_waits_in_a_row_share_timers_and_each_has_its_own_end(loop: JumpingLoop) -> None:
     """Pieces arrive every second, each due within five; the one that does not come is missed five seconds later."""
-
-    async def story(loop: JumpingLoop) -> None:
-        watch = Watch()
-        for _ in range(20):
-            with watch.until(loop.time() + 5):
-                await asyncio.sleep(1)
-        assert loop.time() == 1020
-        assert loop.timers <= 20 + 5, "a timer for each piece itself, and few for the watch"
-        with pytest.raises(TimeoutError), watch.until(loop.time() + 5):
-            await asyncio.Event().wait()
-        assert loop.time() == 1025
-
-    _run(story)
-
-
-def test_a_nearer_end_is_kept_although_the_timer_was_set_for_a_later_one() -> None:
-    async def story(loop: JumpingLoop) -> None:
-        watch = Watch()
-        with watch.until(loop.time() + 60):
-            await asyncio.sleep(1)
-        with pytest.raises(TimeoutError), watch.until(loop.time() + 2):
-            await asyncio.Event().wait()
-        assert loop.time() == 1003
-
-    _run(story)
-
-
-def test_nobody_is_interrupted_between_waits() -> None:
-    async def story(loop: JumpingLoop) -> None:
-        watch = Watch()
+    watch = Watch()
+    for _ in range(20):
         with watch.until(loop.time() + 5):
             await asyncio.sleep(1)
-        await asyncio.sleep(30)  # whoever reads the answer takes his time
-        assert loop.time() == 1031
-        with pytest.raises(TimeoutError), watch.until(loop.time() + 5):
-            await asyncio.Event().wait()
-        assert loop.time() == 1036
-
-    _run(story)
+    assert loop.time() == 1020
+    assert loop.timers <= 20 + 5, "a timer for each piece itself, and few for the watch"
+    with pytest.raises(TimeoutError), watch.until(loop.time() + 5):
+        await asyncio.Event().wait()
+    assert loop.time() == 1025
 
 
-def test_a_cancellation_from_outside_stays_one() -> None:
-    """Also in the very moment in which the time is up."""
-
-    async def story(loop: JumpingLoop) -> None:
-        watch = Watch()
-
-        async def waits() -> None:
-            with watch.until(loop.time() + 5):
-                await asyncio.Event().wait()
-
-        for leaves_after_s in (1, 5):
-            task = asyncio.create_task(waits())
-            loop.call_later(leaves_after_s, task.cancel)
-            with pytest.raises(asyncio.CancelledError):
-                await task
-
-    _run(story)
-
-
-def test_a_closed_watch_leaves_no_timer() -> None:
-    async def story(loop: JumpingLoop) -> None:
-        watch = Watch()
-        with watch.until(loop.time() + 3600):
-            await asyncio.sleep(0)
-        watch.close()
-        failing = Watch()
-        with pytest.raises(ValueError, match="broken"), failing.until(loop.time() + 3600):
-            raise ValueError("broken")
+@runs_on_it
+async def test_a_nearer_end_is_kept_although_the_timer_was_set_for_a_later_one(loop: JumpingLoop) -> None:
+    watch = Watch()
+    with watch.until(loop.time() + 60):
         await asyncio.sleep(1)
-        assert loop.time() == 1001
-        left = [timer for timer in loop._scheduled if not timer.cancelled()]  # type: ignore[attr-defined]
-        assert not left
-
-    _run(story)
+    with pytest.raises(TimeoutError), watch.until(loop.time() + 2):
+        await asyncio.Event().wait()
+    assert loop.time() == 1003
 
 
-def test_a_watch_serves_tasks_one_after_the_other() -> None:
-    """A stream is opened in one task and read in another."""
+@runs_on_it
+async def test_nobody_is_interrupted_between_waits(loop: JumpingLoop) -> None:
+    watch = Watch()
+    with watch.until(loop.time() + 5):
+        await asyncio.sleep(1)
+    await asyncio.sleep(30)  # whoever reads the answer takes his time
+    assert loop.time() == 1031
+    with pytest.raises(TimeoutError), watch.until(loop.time() + 5):
+        await asyncio.Event().wait()
+    assert loop.time() == 1036
 
-    async def story(loop: JumpingLoop) -> None:
-        watch = Watch()
 
-        async def opens() -> None:
-            with watch.until(loop.time() + 10):
-                await asyncio.sleep(1)
+@runs_on_it
+async def test_a_cancellation_from_outside_stays_one(loop: JumpingLoop) -> None:
+    """Also in the very moment in which the time is up."""
+    watch = Watch()
 
-        await asyncio.create_task(opens())
-        with pytest.raises(TimeoutError), watch.until(loop.time() + 10):
+    async def waits() -> None:
+        with watch.until(loop.time() + 5):
             await asyncio.Event().wait()
-        assert loop.time() == 1011
 
-    _run(story)
+    for leaves_after_s in (1, 5):
+        task = asyncio.create_task(waits())
+        loop.call_later(leaves_after_s, task.cancel)
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+
+@runs_on_it
+async def test_a_closed_watch_leaves_no_timer(loop: JumpingLoop) -> None:
+    watch = Watch()
+    with watch.until(loop.time() + 3600):
+        await asyncio.sleep(0)
+    watch.close()
+    failing = Watch()
+    with pytest.raises(ValueError, match="broken"), failing.until(loop.time() + 3600):
+        raise ValueError("broken")
+    await asyncio.sleep(1)
+    assert loop.time() == 1001
+    left = [timer for timer in loop._scheduled if not timer.cancelled()]  # type: ignore[attr-defined]
+    assert not left
+
+
+@runs_on_it
+async def test_a_watch_serves_tasks_one_after_the_other(loop: JumpingLoop) -> None:
+    """A stream is opened in one task and read in another."""
+    watch = Watch()
+
+    async def opens() -> None:
+        with watch.until(loop.time() + 10):
+            await asyncio.sleep(1)
+
+    await asyncio.create_task(opens())
+    with pytest.raises(TimeoutError), watch.until(loop.time() + 10):
+        await asyncio.Event().wait()
+    assert loop.time() == 1011
