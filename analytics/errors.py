@@ -16,11 +16,15 @@ class HistoryError(Exception):
 
 
 class ForeignFileError(HistoryError):
-    """A file of the history is damaged or does not have the columns of its stream."""
+    """A file of the history is damaged or does not have the columns of its stream. Can be sent between processes."""
 
     def __init__(self, path: Path, problem: str) -> None:
+        super().__init__(path, problem)
         self.path = path
-        super().__init__(f"{path}: {problem}")
+        self.problem = problem
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.problem}"
 
 
 class NewerLayoutError(ForeignFileError):

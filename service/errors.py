@@ -22,14 +22,12 @@ ServiceError
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 
 import grpc
 import msgspec
 
 from routing.outcomes import Outcome
-
-_NO_HEADERS: Mapping[str, str] = MappingProxyType({})
+from service.providers.base import NO_HEADERS
 
 
 class AttemptReport(msgspec.Struct, frozen=True):
@@ -91,7 +89,7 @@ class TenantLimitError(ServiceError):
     """
 
     def __init__(
-        self, reason: str, message: str, *, retry_after_s: float | None, headers: Mapping[str, str] = _NO_HEADERS
+        self, reason: str, message: str, *, retry_after_s: float | None, headers: Mapping[str, str] = NO_HEADERS
     ) -> None:
         self.reason = reason
         self.headers = headers

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
+import analytics
 import routing
 import scoring
 import sim
+from analytics.errors import NewerLayoutError
 from routing.errors import PolicyError, RequestError, UnknownEndpointError, UnknownModelError
 from scoring.artifact import ArtifactError, load
 from sim.decode import FieldError, ScenarioError
@@ -51,6 +53,7 @@ ERRORS = (
     UnknownModelError("gpt-9", ["gpt-4", "gpt-5"]),
     UnknownEndpointError("nowhere"),
     ArtifactError(Path("models/7/manifest.json"), "not a manifest"),
+    NewerLayoutError(Path("live/r1-1/health/0000000001.parquet"), "expected layout 1, found 2"),
     FieldError("for_s", "expected seconds above 0"),
     ScenarioError("faults[2].for_s", "is required"),
 )
@@ -74,11 +77,13 @@ def _errors(of: type[Exception]) -> set[type[Exception]]:
 
 
 def test_every_error_that_takes_more_than_a_text_is_among_them() -> None:
-    for package in (routing, scoring, sim):
+    packages = (analytics, routing, scoring, sim)
+    for package in packages:
         for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
             if not module.name.endswith("__main__"):
                 import_module(module.name)
-    own = {kind for kind in _errors(Exception) if kind.__module__.split(".")[0] in ("routing", "scoring", "sim")}
+    names = {package.__name__ for package in packages}
+    own = {kind for kind in _errors(Exception) if kind.__module__.split(".")[0] in names}
     shaped = {f"{kind.__module__}.{kind.__name__}" for kind in own if "__init__" in vars(kind)}
     sent = {f"{kind.__module__}.{kind.__name__}" for error in ERRORS for kind in type(error).__mro__}
     assert shaped - sent == NEVER_SENT
