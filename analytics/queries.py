@@ -8,7 +8,7 @@ None, never 0 or 1.
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from importlib import resources
 from typing import Any, TypeVar
 
@@ -146,22 +146,6 @@ class UsageReport:
 
 
 @dataclass(frozen=True, slots=True)
-class TimelinePoint:
-    """One endpoint in one bucket that begins at `time` (unix seconds).
-
-    `share` of the bucket's served requests, in [0, 1].
-    """
-
-    time: float
-    endpoint: str
-    requests: int
-    share: float
-    failures: int
-    ttft_p50_ms: float | None
-    mean_risk: float | None
-
-
-@dataclass(frozen=True, slots=True)
 class Reason:
     """What one group of features added to the log-odds of an alarm, with (value, normal value) of its figures."""
 
@@ -234,17 +218,6 @@ def summary(connection: duckdb.DuckDBPyConnection, since: float, until: float) -
 def usage(connection: duckdb.DuckDBPyConnection, since: float, until: float) -> list[UsageReport]:
     """What was served and what it cost, the dearest first."""
     return _rows(connection, UsageReport, "usage", _period(since, until))
-
-
-def timeline(connection: duckdb.DuckDBPyConnection, since: float, until: float, bucket_s: float) -> list[TimelinePoint]:
-    """Endpoints over time in buckets of `bucket_s` seconds counted from `since`, for plots.
-
-    Raises `HistoryError` if not positive.
-    """
-    if not bucket_s > 0:
-        raise HistoryError(f"bucket_s = {bucket_s!r}: expected a duration above 0 seconds")
-    parameters = {**_period(since, until), "bucket": timedelta(seconds=bucket_s)}
-    return _rows(connection, TimelinePoint, "timeline", parameters)
 
 
 def sql_text_of(name: str) -> str:

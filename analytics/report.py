@@ -12,9 +12,9 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from analytics.queries import Alarm, Failover, ForecastReport, ProviderReport, Summary, TimelinePoint, UsageReport
+from analytics.queries import Alarm, Failover, ForecastReport, ProviderReport, Summary, UsageReport
 
-Row = Alarm | Failover | ForecastReport | ProviderReport | Summary | TimelinePoint | UsageReport
+Row = Alarm | Failover | ForecastReport | ProviderReport | Summary | UsageReport
 
 _NONE = "–"
 

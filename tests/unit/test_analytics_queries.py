@@ -143,32 +143,11 @@ def test_summary_counts_the_period(tmp_path: Path) -> None:
     assert (row.input_tokens, row.output_tokens, row.cost_usd) == (104 * 2**40, 0, 50.5)
 
 
-def test_timeline_has_one_point_per_bucket_and_endpoint(tmp_path: Path) -> None:
-    records: list[Record] = [
-        request(time=T0 + 1, ttft_ms=10.0),
-        request(time=T0 + 2, ttft_ms=30.0),
-        request(time=T0 + 9),
-    ]
-    records += [request(time=T0 + 3, endpoint="b"), request(time=T0 + 3, endpoint="b")]
-    records += [attempt(time=T0 + 6, endpoint="b", outcome="timeout"), attempt(time=T0 + 6, endpoint="b")]
-    records += [health(time=T0 + 7, endpoint="b", risk=0.2), health(time=T0 + 8, endpoint="b", risk=0.4)]
-    points = queries.timeline(history(tmp_path, records), T0, UNTIL, bucket_s=5.0)
-    assert [(p.time - T0, p.endpoint, p.requests, p.share, p.failures) for p in points] == [
-        (0.0, "a", 2, 0.5, 0),
-        (0.0, "b", 2, 0.5, 0),
-        (5.0, "a", 1, 1.0, 0),
-        (5.0, "b", 0, 0.0, 1),
-    ]
-    assert points[0].ttft_p50_ms == 20.0
-    assert points[3].mean_risk == pytest.approx(0.3)
-
-
 def test_an_empty_history_answers_every_question(tmp_path: Path) -> None:
     connection = connect(tmp_path)
     assert queries.failovers(connection, T0, UNTIL) == []
     assert queries.providers(connection, T0, UNTIL) == []
     assert queries.forecasts(connection, T0, UNTIL) == []
-    assert queries.timeline(connection, T0, UNTIL, 1.0) == []
     row = queries.summary(connection, T0, UNTIL)
     assert (row.requests, row.latency_p50_ms, row.cost_usd) == (0, None, 0.0)
 
@@ -179,8 +158,6 @@ def test_impossible_periods_are_named(tmp_path: Path) -> None:
         queries.summary(connection, UNTIL, T0)
     with pytest.raises(HistoryError, match="unix seconds"):
         queries.summary(connection, T0, float("inf"))
-    with pytest.raises(HistoryError, match="bucket_s"):
-        queries.timeline(connection, T0, UNTIL, 0.0)
 
 
 def test_c05_usage_is_summed_by_who_pays_and_who_served(tmp_path: Path) -> None:
