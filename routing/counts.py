@@ -9,6 +9,8 @@ from operator import itemgetter, sub
 from routing.outcomes import Outcome
 
 MIN_BASELINE = 20
+# A latency is slow from this many times the usual one on.
+SLOW_RATIO = 2.5
 _Z95 = 1.645
 
 

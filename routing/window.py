@@ -10,7 +10,18 @@ from array import array
 from collections.abc import Collection, Sequence
 from math import inf, log
 
-from routing.counts import COUNTER_OF, LATENCY, MIN_BASELINE, NO_SHIFT, NOTHING, Counter, Shift, Sums, shift_of
+from routing.counts import (
+    COUNTER_OF,
+    LATENCY,
+    MIN_BASELINE,
+    NO_SHIFT,
+    NOTHING,
+    SLOW_RATIO,
+    Counter,
+    Shift,
+    Sums,
+    shift_of,
+)
 from routing.flight import InFlight
 from routing.outcomes import TRAITS, Outcome, Signal
 from routing.ring import Ring
@@ -19,7 +30,7 @@ from routing.sketch import QuantileSketch
 SECONDS = 300
 MINUTES = 60
 _SHORTEST_S = 1e-4
-_LOG_SLOW = log(2.5)
+_LOG_SLOW = log(SLOW_RATIO)
 # The pace of a shorter answer tells more of the network than of the model, that of a longer one more of the past than
 # of now.
 _MIN_PACE_TOKENS = 16

@@ -1,10 +1,8 @@
 """When an endpoint was degraded, from its attempts alone: the ground truth of training and of evaluation.
 
 The rule of this file is that of `analytics/sql/macros.sql`, in Python, for worlds that never become history: an
-integration test holds the two together. Degraded is judged at every attempt when its outcome becomes known: in the
-last 30 s at least 3 failures that are at least 10 % of the attempts, or at least 5 successes whose median TTFT is at
-least 2.5 times the endpoint's own baseline (the 30 minutes before, newest five left out). A rate limit counts as a
-failure here: callers see it as one.
+integration test holds the two together. Degraded (`scoring/degradation.py`) is judged at every attempt when its outcome
+becomes known. A rate limit counts as a failure here: callers see it as one.
 """
 
 from bisect import bisect_left, bisect_right, insort
@@ -16,15 +14,19 @@ import numpy as np
 import numpy.typing as npt
 
 from routing.outcomes import TRAITS, Outcome, Signal
+from scoring.degradation import (
+    BASELINE_FROM_S,
+    BASELINE_TO_S,
+    RECENT_S,
+    SLOW_QUANTILE,
+    enough_attempts,
+    fails,
+    is_slow,
+)
 
 HORIZON_S = 60.0
-_RECENT_S = 30.0
-_BASELINE_FROM_S = 1800.0
-_BASELINE_TO_S = 300.0
-_MIN_FAILURES = 3
-_FAILURE_SHARE = 0.1
-_MIN_TIMED = 5
-_SLOW_RATIO = 2.5
+
+_Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +49,8 @@ class Labels:
     known: npt.NDArray[np.bool_]
 
 
-class _Median:
-    """Exact median of a span of time that slides forward."""
+class _Sorted:
+    """Exact quantiles of a span of time that slides forward."""
 
     __slots__ = ("_arrived", "_sorted")
 
@@ -67,9 +69,10 @@ class _Median:
     def __len__(self) -> int:
         return len(self._sorted)
 
-    def value(self) -> float:
-        middle, odd = divmod(len(self._sorted), 2)
-        return self._sorted[middle] if odd else (self._sorted[middle - 1] + self._sorted[middle]) / 2
+    def quantile(self, share: float) -> float:
+        below, part = divmod(share * (len(self._sorted) - 1), 1.0)
+        low = self._sorted[int(below)]
+        return low + part * (self._sorted[int(below) + 1] - low) if part else low
 
 
 def _is_evidence(attempt: Attempt) -> bool:
@@ -80,34 +83,33 @@ def _is_evidence(attempt: Attempt) -> bool:
 def degraded_moments(attempts: Sequence[Attempt]) -> list[float]:
     """The times at which one endpoint was degraded; `attempts` in order of time."""
     evidence = [a for a in attempts if _is_evidence(a)]
+    times = np.array([a.time for a in evidence])
+    failed = np.cumsum([0, *(a.outcome is not Outcome.OK for a in evidence)])
+    moments = np.unique(times)
+    end = np.searchsorted(times, moments, side="right")
+    begin, oldest = (np.searchsorted(times, moments - span_s) for span_s in (RECENT_S, BASELINE_FROM_S))
+    settled = np.searchsorted(times, moments - BASELINE_TO_S, side="right")
+    failing = fails(failed[end] - failed[begin], end - begin, failed[settled] - failed[oldest], settled - oldest)
     timed = [(a.time, a.ttft_s) for a in evidence if a.outcome is Outcome.OK and a.ttft_s is not None]
-    moments: list[float] = []
-    recent, baseline = _Median(), _Median()
-    failures: deque[float] = deque()
-    first = next_timed = next_old = 0
-    for i, attempt in enumerate(evidence):
-        now = attempt.time
-        if attempt.outcome is not Outcome.OK:
-            failures.append(now)
-        if i + 1 < len(evidence) and evidence[i + 1].time == now:
-            continue
-        while failures and failures[0] < now - _RECENT_S:
-            failures.popleft()
-        while evidence[first].time < now - _RECENT_S:
-            first += 1
-        while next_timed < len(timed) and timed[next_timed][0] <= now:
-            recent.add(*timed[next_timed])
-            next_timed += 1
-        while next_old < len(timed) and timed[next_old][0] <= now - _BASELINE_TO_S:
-            baseline.add(*timed[next_old])
-            next_old += 1
-        recent.forget_before(now - _RECENT_S)
-        baseline.forget_before(now - _BASELINE_FROM_S)
-        failing = len(failures) >= _MIN_FAILURES and len(failures) >= _FAILURE_SHARE * (i + 1 - first)
-        slow = len(recent) >= _MIN_TIMED and len(baseline) > 0 and recent.value() >= _SLOW_RATIO * baseline.value()
-        if failing or slow:
-            moments.append(now)
-    return moments
+    return [float(moment) for moment in moments[failing | _slow(timed, moments)]]
+
+
+def _slow(timed: Sequence[tuple[float, float]], moments: Sequence[float] | _Floats) -> npt.NDArray[np.bool_]:
+    found = np.zeros(len(moments), dtype=np.bool_)
+    recent, usual = _Sorted(), _Sorted()
+    newest = settled = 0
+    for i, now in enumerate(moments):
+        while newest < len(timed) and timed[newest][0] <= now:
+            recent.add(*timed[newest])
+            newest += 1
+        while settled < len(timed) and timed[settled][0] <= now - BASELINE_TO_S:
+            usual.add(*timed[settled])
+            settled += 1
+        recent.forget_before(now - RECENT_S)
+        usual.forget_before(now - BASELINE_FROM_S)
+        if recent and usual:
+            found[i] = is_slow(recent.quantile(0.5), len(recent), usual.quantile(0.5), usual.quantile(SLOW_QUANTILE))
+    return found
 
 
 def labels(
@@ -117,7 +119,7 @@ def labels(
     ends = [a.time for a in attempts if _is_evidence(a)]
     y = np.zeros(len(times), dtype=np.int8)
     known = np.zeros(len(times), dtype=np.bool_)
-    last, enough = ends[-1] if ends else 0.0, _MIN_FAILURES * horizon_s / _RECENT_S
+    last, enough = ends[-1] if ends else 0.0, enough_attempts(horizon_s)
     for row, time in enumerate(times):
         due = time + horizon_s
         after = bisect_right(moments, time)

@@ -8,15 +8,14 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from routing.counts import SLOW_RATIO
+from scoring.degradation import FAILURE_SHARE
 from scoring.features import NAMES
 
 _Floats = npt.NDArray[np.float64]
 _FAILURES, _LIMITED, _LATENCY = (
     NAMES.index(name) for name in ("failure_rate_15s", "limited_rate_60s", "latency_shift_15s")
 )
-# Where the label calls an endpoint degraded.
-_FAILURE_SHARE = 0.1
-_SLOW_RATIO = 2.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +24,6 @@ class Level:
 
     def log_odds(self, x: _Floats) -> _Floats:
         """Return the log of the highest multiple of each row of `x` (n × features, float64)."""
-        shares = np.maximum(x[:, _FAILURES], x[:, _LIMITED]) / _FAILURE_SHARE
-        highest = np.maximum(np.log(np.maximum(shares, 1e-6)), x[:, _LATENCY] - np.log(_SLOW_RATIO))
+        shares = np.maximum(x[:, _FAILURES], x[:, _LIMITED]) / FAILURE_SHARE
+        highest = np.maximum(np.log(np.maximum(shares, 1e-6)), x[:, _LATENCY] - np.log(SLOW_RATIO))
         return np.asarray(highest, dtype=np.float64)

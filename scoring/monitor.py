@@ -13,9 +13,10 @@ from math import log, sqrt
 import numpy as np
 import numpy.typing as npt
 
-from routing.counts import Counter
+from routing.counts import LATENCY, Counter, Sums
 from routing.window import Window
 from scoring.alarms import AFTER_S, BEFORE_S, DAY_S, EXIT_RATIO
+from scoring.degradation import RECENT_S, enough_attempts, enough_timed, fails, slow_from
 from scoring.domain import Domain
 from scoring.drift import Histograms, PageHinkley, stability_index
 from scoring.features import NAMES
@@ -23,9 +24,6 @@ from scoring.features import NAMES
 _Floats = npt.NDArray[np.float64]
 SAMPLE_S = 10.0
 BLOCK_S = 600.0
-_RECENT_S = 30
-_MIN_FAILURES, _FAILURE_SHARE = 3, 0.1
-_MIN_TIMED, _SLOW_RATIO = 5, 2.5
 # A block's loss is counted in units of the variance of its labels: 1 is as bad as knowing nothing, and certain of it.
 _DELTA, _LIMIT = 0.1, 4.0
 _BASE_EVENTS, _BASE_RATE = 20.0, 0.005
@@ -64,15 +62,20 @@ class _Watched:
 
 
 def is_degraded(window: Window, now: float) -> bool:
-    """Judge the last 30 s by the rule of the labels, read from a window: the mean of log latencies stands in for the
-    median, which a window does not keep exactly.
+    """Judge the last 30 s by the rule of the labels, read from a window: where that has medians and quantiles, means
+    and spreads of log latencies stand in.
     """
-    sums = window.sums(now, _RECENT_S)
-    bad, answered = sums.failures + sums[Counter.RATE_LIMITED], sums.judged + sums[Counter.RATE_LIMITED]
-    if bad >= _MIN_FAILURES and bad >= _FAILURE_SHARE * answered:
+    recent, usual = window.sums(now, int(RECENT_S)), window.baseline(now)
+    if bool(fails(*_bad_and_answered(recent), *_bad_and_answered(usual))):
         return True
-    shift = window.latency_shift(now, _RECENT_S)
-    return shift.samples >= _MIN_TIMED and shift.ratio >= _SLOW_RATIO
+    shift = window.latency_shift(now, int(RECENT_S))
+    spread = max((usual.spread(first) for first in LATENCY if recent[first]), default=0.0)
+    return enough_timed(shift.samples) and log(shift.ratio) >= float(slow_from(spread))
+
+
+def _bad_and_answered(sums: Sums) -> tuple[float, float]:
+    limited = sums[Counter.RATE_LIMITED]
+    return sums.failures + limited, sums.judged + limited
 
 
 class Monitor:
@@ -126,7 +129,7 @@ class Monitor:
             y = watched.last_degraded > said.time
             span = int(min(300.0, self._horizon_s))
             sums = window.sums(now, span)
-            enough = sums.judged + sums[Counter.RATE_LIMITED] >= _MIN_FAILURES * span / _RECENT_S
+            enough = sums.judged + sums[Counter.RATE_LIMITED] >= enough_attempts(span)
             if y or enough:
                 self._losses.append((said.risk, float(y)))
 

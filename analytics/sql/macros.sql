@@ -8,9 +8,10 @@ CREATE OR REPLACE MACRO is_evidence(outcome) AS outcome = 'ok' OR is_failure(out
 CREATE OR REPLACE MACRO unix_s(t) AS epoch_us(t) / 1e6;
 
 -- Moments at which an endpoint is degraded, judged at every attempt when its outcome becomes known:
--- in the last 30 s at least 3 failures that are at least 10 % of the attempts, or at least 5 successes whose median TTFT is at
--- least 2.5 times the endpoint's own baseline (the 30 min before, newest 5 min left out, in whole minutes: a baseline for each
--- attempt costs many times as much).
+-- in the last 30 s failures that are at least 10 % of the attempts and beyond chance against the endpoint's usual share of them (3
+-- where it never fails), or at least 7 successes whose median TTFT is at least 2.5 times the endpoint's usual median and beyond its
+-- usual 90 % quantile. Usual is the 30 min before, newest 5 min left out, in whole minutes: a baseline for each attempt costs many
+-- times as much. `scoring/labels.py` gives the reasons.
 CREATE OR REPLACE MACRO degraded_moments(since, until) AS TABLE
 WITH evidence AS (
     SELECT endpoint, time, ttft_ms, outcome, time_bucket(INTERVAL 1 MINUTE, time) AS minute
@@ -39,22 +40,36 @@ thinned AS (
     QUALIFY row_number() OVER (PARTITION BY endpoint, minute ORDER BY time)
         % greatest(1, count(*) OVER (PARTITION BY endpoint, minute) // 60) = 0
 ),
--- Each success counts towards the baselines of the minutes 6 to 30 after its own.
-baseline AS (
-    SELECT endpoint, minute, median(ttft_ms) AS ttft
+-- Each success counts towards the baselines of the minutes 6 to 30 after its own, and so does each failure.
+usual_latency AS (
+    SELECT endpoint, minute, median(ttft_ms) AS median, quantile_cont(ttft_ms, 0.9) AS ninetieth
     FROM (
         SELECT endpoint, ttft_ms, minute + to_minutes(unnest(range(6, 31))) AS minute
         FROM thinned
     )
     GROUP BY endpoint, minute
+),
+usual_failures AS (
+    SELECT endpoint, minute, least(0.1, sum(failures) / (sum(n) + 30)) AS share
+    FROM (
+        SELECT endpoint, n, failures, minute + to_minutes(unnest(range(6, 31))) AS minute
+        FROM (
+            SELECT endpoint, minute, count(*) AS n, count(*) FILTER (is_failure(outcome)) AS failures
+            FROM evidence
+            GROUP BY endpoint, minute
+        )
+    )
+    GROUP BY endpoint, minute
 )
 SELECT DISTINCT windowed.endpoint, windowed.time
 FROM windowed
-LEFT JOIN baseline ON baseline.endpoint = windowed.endpoint AND baseline.minute = windowed.minute
+LEFT JOIN usual_latency ON usual_latency.endpoint = windowed.endpoint AND usual_latency.minute = windowed.minute
+LEFT JOIN usual_failures ON usual_failures.endpoint = windowed.endpoint AND usual_failures.minute = windowed.minute
 WHERE windowed.time >= CAST(since AS TIMESTAMP)
     AND (
-        (windowed.failures >= 3 AND windowed.failures >= 0.1 * windowed.n)
-        OR (windowed.timed >= 5 AND windowed.ttft >= 2.5 * baseline.ttft)
+        (windowed.failures >= 0.1 * windowed.n
+            AND sqrt(windowed.failures) >= sqrt(coalesce(usual_failures.share, 0) * windowed.n) + 1.5)
+        OR (windowed.timed >= 7 AND windowed.ttft >= greatest(2.5 * usual_latency.median, usual_latency.ninetieth))
     );
 
 -- Health samples in [since, until) with what followed each within the horizon: `degraded` (at any moment in (time, time + horizon])

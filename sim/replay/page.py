@@ -48,8 +48,8 @@ Requests come when they came; retries of callers are part of that record. All re
 Forecasts are made inside the replay by the model that serves now. If it was trained on these weeks, its figures flatter
 it."""
 _INCIDENT = (
-    "An incident is what labels forecasts too: at least 3 failures that are 10 % of the attempts of 30 s, or a time to "
-    "first token of 2.5 times the endpoint's usual."
+    "An incident is what labels forecasts too: in 30 s, failures that are 10 % of the attempts and more than the "
+    "endpoint's usual ones let expect, or a time to first token of 2.5 times its usual."
 )
 _MOST_INCIDENTS = 25
 

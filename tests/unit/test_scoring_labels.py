@@ -1,5 +1,7 @@
+import math
 from random import Random
 
+import numpy as np
 import pytest
 
 from routing.outcomes import Outcome
@@ -60,15 +62,40 @@ def counted_anew(attempts: list[Attempt], at: Attempt) -> bool:
     evidence = [a for a in attempts if a.outcome is not Outcome.CANCELLED]
     recent = [a for a in evidence if at.time - 30 <= a.time <= at.time]
     timed = sorted(a.ttft_s for a in recent if a.ttft_s is not None)
-    before = sorted(a.ttft_s for a in evidence if at.time - 1800 <= a.time <= at.time - 300 and a.ttft_s is not None)
+    earlier = [a for a in evidence if at.time - 1800 <= a.time <= at.time - 300]
+    before = [a.ttft_s for a in earlier if a.ttft_s is not None]
     failures = sum(a.outcome is not Outcome.OK for a in recent)
-    slow = len(timed) >= 5 and bool(before) and median(timed) >= 2.5 * median(before)
-    return (failures >= 3 and failures >= 0.1 * len(recent)) or slow
+    usual = min(0.1, sum(a.outcome is not Outcome.OK for a in earlier) / (len(earlier) + 30))
+    fails = failures >= 0.1 * len(recent) and math.sqrt(failures) >= math.sqrt(usual * len(recent)) + 1.5
+    slow = len(timed) >= 7 and bool(before) and np.median(timed) >= np.max(np.quantile(before, (0.5, 0.9)) * (2.5, 1.0))
+    return fails or bool(slow)
 
 
-def median(values: list[float]) -> float:
-    half = len(values) // 2
-    return values[half] if len(values) % 2 else (values[half - 1] + values[half]) / 2
+def test_what_an_endpoint_always_does_is_no_degradation() -> None:
+    """One attempt in twenty fails, as for half an hour: three failures among thirty are chance, nine are not."""
+    usual = [failed(float(t)) if t % 20 == 0 else ok(float(t)) for t in range(1800)]
+    by_chance = [failed(1800.0 + t) if t < 3 else ok(1800.0 + t) for t in range(27)]
+    assert degraded_moments(usual + by_chance) == []
+    assert degraded_moments(by_chance) == [1802.0 + t for t in range(25)]
+    much = [failed(1800.0 + t) for t in range(9)]
+    assert degraded_moments(usual + much)
+
+
+def test_who_always_fails_more_than_a_tenth_degrades_all_the_same() -> None:
+    bad = [failed(float(t)) if t % 5 == 0 else ok(float(t)) for t in range(1800)]
+    worse = [failed(1800.0 + t) if t % 3 else ok(1800.0 + t) for t in range(30)]
+    assert max(degraded_moments(bad)) < 400  # a fifth is no more than a tenth lets expect of 30 attempts
+    assert degraded_moments(bad + worse)
+
+
+def test_latency_that_always_varies_is_slow_only_beyond_its_slowest_tenth() -> None:
+    """One latency in eight is ten times the others: a median of three times is slow for one who never varies."""
+    steady = [ok(float(t)) for t in range(1800)]
+    varied = [ok(float(t), 1.0 if t % 8 == 0 else 0.1) for t in range(1800)]
+    slow = [ok(1800.0 + t, 0.3) for t in range(30)]
+    assert degraded_moments(steady + slow)
+    assert degraded_moments(varied + slow) == []
+    assert degraded_moments(varied + [ok(1800.0 + t, 1.5) for t in range(30)])
 
 
 def test_a_label_looks_one_horizon_ahead_and_knows_what_it_does_not_know() -> None:
