@@ -18,7 +18,6 @@ from functools import partial
 from itertools import chain, repeat
 
 import numpy as np
-import numpy.typing as npt
 from rich.console import Console
 from rich.table import Table
 
@@ -29,9 +28,9 @@ from scoring.alarms import Series, endpoint_days, false_alarms
 from scoring.artifact import Model, load
 from scoring.explain import contributions
 from scoring.features import NAMES, Member, matrix
-from scoring.metrics import lead_s, skill
+from scoring.metrics import caught, lead_s, skill
 from scoring.registry import PRIOR
-from sim.judging import Sampled, sample_world, series_of
+from sim.judging import Sampled, rows_of, sample_world, series_of
 from sim.processes import process_pool
 from sim.world import START_S, Setting
 
@@ -40,6 +39,12 @@ _FIRST_SEED = 900_000_000
 _TRAINING_ROWS = 1_000_000
 _FALSE_PER_DAY = 3.0
 _KINDS = ("ramp", "queue", "creep", "rate_limit", "abrupt", "hang", "flapping", "region")
+_ALL = "all"
+# Trouble that is longer in coming than this could be led by 45 s with time to spare.
+_GRADUAL_S = 90.0
+
+# The lead before some moment, None without an alarm, and the longest there could be.
+_Lead = tuple[float | None, float]
 
 
 def run() -> list[Figure]:
@@ -134,7 +139,7 @@ def _whole(model: Model, samples: dict[Setting, list[Sampled]]) -> Table:
     for column in ("worlds", "rows", "base rate", "PR-AUC", "Brier skill", "false alarms per endpoint-day"):
         table.add_column(column, justify="left" if column == "worlds" else "right")
     for setting, found in samples.items():
-        x, y = _rows(found)
+        x, y = rows_of(found, model.forecaster)
         figures = skill(y, model.forecaster.risks(x))
         series = series_of(found, model.forecaster)
         days = endpoint_days(series)
@@ -146,38 +151,32 @@ def _whole(model: Model, samples: dict[Setting, list[Sampled]]) -> Table:
     return table
 
 
-def _rows(samples: Sequence[Sampled]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int8]]:
-    return np.concatenate([s.x[s.usable] for s in samples]), np.concatenate([s.y[s.usable] for s in samples])
-
-
 def _kinds(model: Model, threshold: float, setting: Setting, samples: Sequence[Sampled]) -> Table:
-    """Return recall and leads by kind: before the first harm that attempts show, and before the moment at which any
-    breaker would notice.
+    """Return recall and leads by kind, before the first harm that attempts show; the same for gradual trouble alone,
+    whose harm comes _GRADUAL_S or more after its beginning; and before the moment at which any breaker would notice.
     """
-    leads: dict[str, list[tuple[float | None, float, float | None, float]]] = defaultdict(list)
+    harms, hards = (defaultdict[str, list[_Lead]](list) for _ in range(2))
     for sampled, series in zip(samples, series_of(samples, model.forecaster), strict=True):
         for t in sampled.troubles:
-            hard = max(t.hard, t.harmful)
-            before_harm, before_hard = (
-                lead_s(series.time, series.risk, threshold, t.begins, moment) for moment in (t.harmful, hard)
-            )
-            leads[t.kind.value].append((before_harm, t.harmful - t.begins, before_hard, hard - t.begins))
+            for leads, moment in ((harms, t.harmful), (hards, max(t.hard, t.harmful))):
+                lead = lead_s(series.time, series.risk, threshold, t.begins, moment)
+                for kind in (t.kind.value, _ALL):
+                    leads[kind].append((lead, moment - t.begins))
     table = Table(title=f"{setting.value} worlds, by kind, threshold {threshold:g}", title_justify="left")
-    for column in ("kind", "n", "early recall", "lead s", "of possible", "recall before hard", "lead s", "of possible"):
-        table.add_column(column, justify="left" if column == "kind" else "right")
-    for kind in (kind for kind in _KINDS if leads[kind]):
-        found = leads[kind]
-        table.add_row(
-            kind, str(len(found)),
-            *_recall([lead for lead, _, _, _ in found]), f"{np.median([possible for _, possible, _, _ in found]):.0f}",
-            *_recall([lead for _, _, lead, _ in found]), f"{np.median([possible for _, _, _, possible in found]):.0f}",
-        )  # fmt: skip
+    table.add_column("kind")
+    for group in ("", "gradual ", "hard "):
+        for column in ("n", "early recall", "lead of possible, s"):
+            table.add_column(f"{group}{column}", justify="right")
+    for kind in (kind for kind in (*_KINDS, _ALL) if harms[kind]):
+        gradual = [(lead, possible) for lead, possible in harms[kind] if possible >= _GRADUAL_S]
+        table.add_row(kind, *_figures(harms[kind]), *_figures(gradual), *_figures(hards[kind]))
     return table
 
 
-def _recall(leads: Sequence[float | None]) -> tuple[str, str]:
-    early = [lead for lead in leads if lead is not None]
-    return f"{len(early) / len(leads):.2f}", f"{np.median(early):.0f}" if early else "–"
+def _figures(leads: Sequence[_Lead]) -> tuple[str, str, str]:
+    found = caught(leads)
+    lead = "none" if found.median_lead_s is None else f"{found.median_lead_s:.0f} of {found.median_possible_s:.0f}"
+    return str(found.incidents), "–" if found.early_recall is None else f"{found.early_recall:.2f}", lead
 
 
 def main() -> None:

@@ -19,7 +19,7 @@ from scoring.reading import SPANS_S, Reading
 
 _Floats = npt.NDArray[np.float64]
 
-_REVISION = 1
+_REVISION = 2
 _MIN_ATTEMPTS = 6
 
 
@@ -110,7 +110,7 @@ _PER_SPAN: tuple[tuple[Group, str, str, int, str, _Figure], ...] = (
     ),
     (Group.LATENCY, "latency_z", "sd", 1, "the latency shift in its own standard errors", lambda r: r.latency_z),
     (
-        Group.LATENCY, "slow_share", "share", 1, "latencies above 2.5 times the baseline",
+        Group.LATENCY, "slow_share", "share", 1, "latencies above 2.5 times the baseline, less the usual share",
         lambda r: r.slow_share,
     ),
     (
@@ -124,6 +124,19 @@ _SINGLE: tuple[tuple[Group, str, str, int, int, str, Compute], ...] = (
     (
         Group.FAILURES, "timeouts_60s", "sd", 60, 1, "timeouts against the baseline's rate, signed Poisson deviance",
         _over(lambda r: r.timeout_deviance, 60),
+    ),
+    (
+        Group.FAILURES, "failure_excess_30s", "sd", 30, 1,
+        "failures and 429 beyond the usual ones, by the rule that calls an endpoint degraded",
+        _now(lambda r: r.failure_excess),
+    ),
+    (
+        Group.FAILURES, "bad_share_30s", "share", 30, 1, "failures and 429 among answered attempts, drawn towards 0",
+        _now(lambda r: r.bad_share),
+    ),
+    (
+        Group.LATENCY, "slow_distance_30s", "log ratio", 30, 1,
+        "latency against the one from which on an endpoint is called degraded", _now(lambda r: r.slow_distance),
     ),
     (
         Group.LATENCY, "latency_slope_15_60s", "log ratio", 60, 0, "latency of 15 s against that of 60 s",
@@ -162,11 +175,12 @@ _SINGLE: tuple[tuple[Group, str, str, int, int, str, Compute], ...] = (
         "attempts in flight against arrivals times usual time in service", _now(lambda r: r.in_flight_excess),
     ),
     (
-        Group.WAITING, "waiting_ratio", "log ratio", 0, 1, "oldest wait for a first byte against the usual latency",
+        Group.WAITING, "waiting_ratio", "log ratio", 0, 1, "oldest wait for a first byte against the usual longest",
         _now(lambda r: r.waiting_ratio),
     ),
     (
-        Group.WAITING, "overdue", "log count", 0, 1, "attempts that have waited three times the usual latency",
+        Group.WAITING, "overdue", "log ratio", 0, 1,
+        "attempts that have waited three times the usual latency against how many usually do",
         _now(lambda r: r.overdue),
     ),
     (

@@ -10,22 +10,26 @@ other company what serving computed.
 
 from collections.abc import Sequence
 from functools import cached_property
-from math import log
+from math import log, sqrt
 
 import numpy as np
 import numpy.typing as npt
 
-from routing.counts import FAILURES, LATENCY, Counter
+from routing.counts import FAILURES, LATENCY, SLOW_RATIO, Counter
 from routing.window import Window
+from scoring.degradation import RECENT_S, failure_excess, slow_from
 
 _Floats = npt.NDArray[np.float64]
 
 SPANS_S = (15, 60, 300)
+_COLUMNS_S = (*SPANS_S, int(RECENT_S))
 # A short baseline has seen too little to be believed: it is averaged with this many attempts of a usual endpoint.
 _PRIOR_RATE = 0.005
 _PRIOR_ATTEMPTS = 40.0
-_MIN_SPREAD = 0.1
+_MIN_SPREAD, _MAX_SPREAD = 0.1, 3.0
 _OVERDUE_RATIO = 3.0
+# An endpoint without recent latencies is as far from slow as one that answers at once.
+_FAR = -3.0
 _SHORT, _MINUTE, _LONG = range(len(SPANS_S))
 
 
@@ -37,6 +41,18 @@ def signed_deviance(count: _Floats, expected: _Floats) -> _Floats:
     """
     half = np.maximum(0.0, count * np.log(np.maximum(count, 1e-300) / expected) - (count - expected))
     return np.asarray(np.copysign(np.sqrt(2 * half), count - expected))
+
+
+def upper_tail(z: _Floats) -> _Floats:
+    """Return the chance that a standard normal value lies above `z`, within 1e-7 (Abramowitz and Stegun, 26.2.17)."""
+    t = 1 / (1 + 0.2316419 * np.abs(z))
+    series = t * (0.319381530 + t * (-0.356563782 + t * (1.781477937 + t * (-1.821255978 + t * 1.330274429))))
+    tail = _density(z) * series
+    return np.asarray(np.where(z >= 0, tail, 1 - tail))
+
+
+def _density(z: _Floats) -> _Floats:
+    return np.asarray(np.exp(-0.5 * np.minimum(z * z, 1400.0)) / sqrt(2 * np.pi))
 
 
 class Counts:
@@ -94,16 +110,17 @@ class Counts:
 class Reading:
     """The windows of n endpoints at `now` (seconds of the windows' clock).
 
-    `span`: counts over each of SPANS_S; `usual`: those of the baselines; `earlier`: those of the last hour without the
-    longest span.
+    `span`: counts over each of SPANS_S; `recent`: those over the time in which an endpoint is degraded or not; `usual`:
+    those of the baselines; `earlier`: those of the last hour without the longest span.
     """
 
     def __init__(self, windows: Sequence[Window], now: float) -> None:
         self._windows = windows
         self._now = now
-        raw = np.frombuffer(b"".join([window.columns(now, SPANS_S) for window in windows]))
-        rows = np.ascontiguousarray(raw.reshape(len(windows), len(SPANS_S) + 3, len(Counter)).transpose(2, 1, 0))
-        self.span = Counts(rows[:, :1] - rows[:, 1:-2])
+        raw = np.frombuffer(b"".join([window.columns(now, _COLUMNS_S) for window in windows]))
+        rows = np.ascontiguousarray(raw.reshape(len(windows), len(_COLUMNS_S) + 3, len(Counter)).transpose(2, 1, 0))
+        self.span = Counts(rows[:, :1] - rows[:, 1:-3])
+        self.recent = Counts(rows[:, 0] - rows[:, -3])
         self.earlier = Counts(rows[:, _LONG + 1] - rows[:, -2])
         self.usual = Counts(rows[:, -1])
         # Per channel: usual mean and spread of the logarithms, by those who have values of it.
@@ -134,6 +151,30 @@ class Reading:
     def failure_rate(self) -> _Floats:
         """Failures of each span as a share of judged attempts, drawn towards the prior, in [0, 1]."""
         return (self.span.failures + _PRIOR_RATE * 10) / (self.span.judged + 10)
+
+    @cached_property
+    def failure_excess(self) -> _Floats:
+        """How near degraded by failures: standard deviations of recent failures and rate limits beyond the usual."""
+        return failure_excess(self.recent.bad, self.recent.answered, self.usual.bad, self.usual.answered)
+
+    @cached_property
+    def bad_share(self) -> _Floats:
+        """Recent failures and rate limits as a share of answered attempts and five more, in [0, 1]."""
+        return self.recent.bad / (self.recent.answered + 5)
+
+    @cached_property
+    def slow_distance(self) -> _Floats:
+        """How near degraded by latency: the recent mean log ratio to the baseline, less that from which on it is slow;
+        far below without evidence.
+        """
+        weight, shift, spread = (np.zeros(len(self._windows)) for _ in range(3))
+        for first, usual_mean, usual_spread in zip(LATENCY, self._means, self._spreads, strict=True):
+            n = np.where(self.usual[first] > 0, self.recent[first], 0.0)
+            weight += n
+            shift += n * (self.recent.mean_log(first) - usual_mean)
+            spread = np.maximum(spread, np.where(n > 0, usual_spread, 0.0))
+        some = weight > 0
+        return np.asarray(np.where(some, shift / np.where(some, weight, 1.0) - slow_from(spread), _FAR))
 
     @cached_property
     def limited_rate(self) -> _Floats:
@@ -180,8 +221,22 @@ class Reading:
 
     @cached_property
     def slow_share(self) -> _Floats:
-        """Share of each span's latencies above 2.5 times the baseline, drawn towards 0, in [0, 1]."""
-        return np.asarray(self.span[Counter.SLOW] / (self.span.latencies + 2))
+        """Share of each span's latencies above 2.5 times the baseline, less the endpoint's usual share, in [-1, 1].
+
+        Usual is what the baseline counted or what its spread lets expect of a log-normal latency, whichever is more: a
+        young baseline has counted too few.
+        """
+        slow = self.span[Counter.SLOW]
+        samples = self.span.latencies
+        usual = np.maximum(self.usual[Counter.SLOW] / np.maximum(self.usual.latencies, 1.0), self._slow_tail)
+        return np.asarray((slow + 2 * usual) / (samples + 2) - usual)
+
+    @cached_property
+    def _slow_tail(self) -> _Floats:
+        total = np.zeros(len(self._windows))
+        for first, spread in zip(LATENCY, self._spreads, strict=True):
+            total += self.usual[first] * upper_tail(log(SLOW_RATIO) / np.maximum(_MIN_SPREAD, spread))
+        return np.asarray(total / np.maximum(self.usual.latencies, 1.0))
 
     @cached_property
     def token_shift(self) -> _Floats:
@@ -212,20 +267,39 @@ class Reading:
 
     @cached_property
     def waiting_ratio(self) -> _Floats:
-        """Log of 1 plus the oldest wait for a first byte over the usual latency; 0 without a usual one."""
+        """Log of 1 plus the oldest wait for a first byte over the longest that usually is in flight; 0 without a
+        baseline.
+        """
         endpoint, waited_s = self._waits
         oldest_s = np.zeros(len(self._windows))
         np.maximum.at(oldest_s, endpoint, waited_s)
+        longest_s = np.zeros(len(self._windows))
+        for mean, spread, per_s in self._latency_in_flight:
+            # About where the largest of so many log-normal values lies.
+            deviations = np.maximum(1.0, np.sqrt(2 * np.log1p(per_s * np.exp(mean + spread))))
+            longest_s = np.maximum(longest_s, np.where(per_s > 0, np.exp(mean + spread * deviations), 0.0))
+        longest_s = np.maximum(longest_s, self.usual_s)
         has_usual = self.usual_s > 0
-        return np.asarray(np.log1p(np.where(has_usual, oldest_s / np.where(has_usual, self.usual_s, 1.0), 0.0)))
+        return np.asarray(np.log1p(np.where(has_usual, oldest_s / np.where(has_usual, longest_s, 1.0), 0.0)))
 
     @cached_property
     def overdue(self) -> _Floats:
-        """Log of 1 plus how many attempts in flight have waited three times the usual latency."""
+        """Log ratio of attempts in flight that have waited three times the usual latency to how many of them the
+        arrivals and the latency's spread let expect; 0 without a baseline.
+        """
         endpoint, waited_s = self._waits
-        limit_s = np.where(self.usual_s > 0, _OVERDUE_RATIO * self.usual_s, np.inf)
+        has_usual = self.usual_s > 0
+        limit_s = np.where(has_usual, _OVERDUE_RATIO * self.usual_s, 1.0)
         count = np.bincount(endpoint[waited_s > limit_s[endpoint]], minlength=len(self._windows))
-        return np.log1p(count.astype(np.float64))
+        expected = np.zeros(len(self._windows))
+        for mean, spread, per_s in self._latency_in_flight:
+            # The mean time that a log-normal latency spends beyond the limit: times the arrivals it is, by Little's
+            # law, how many wait so long at a time.
+            z = (np.log(limit_s) - mean) / spread
+            whole_s = np.exp(mean + 0.5 * spread * spread)
+            beyond_s = whole_s * upper_tail(z - spread) - limit_s * upper_tail(z)
+            expected += per_s * np.maximum(0.0, beyond_s)
+        return np.asarray(np.where(has_usual, np.log((count + 1) / (expected + 1)), 0.0))
 
     @cached_property
     def _waits(self) -> tuple[npt.NDArray[np.int64], _Floats]:
@@ -239,6 +313,15 @@ class Reading:
             since += window.waiting(streamed=False)
             counts.append(len(since) - before)
         return np.repeat(np.arange(len(counts)), counts), np.maximum(0.0, now - np.array(since, dtype=np.float64))
+
+    @cached_property
+    def _latency_in_flight(self) -> list[tuple[_Floats, _Floats, _Floats]]:
+        """Per channel: mean and spread of the logarithm of the usual latency, and the arrivals per second."""
+        arrivals, total = self.span[Counter.STARTED][_MINUTE], np.maximum(self.usual.latencies, 1.0) * SPANS_S[_MINUTE]
+        return [
+            (mean, np.clip(spread, _MIN_SPREAD, _MAX_SPREAD), arrivals * self.usual[first] / total)
+            for first, mean, spread in zip(LATENCY, self._means, self._spreads, strict=True)
+        ]
 
     @cached_property
     def traffic_ratio(self) -> _Floats:

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from scoring.alarms import Interval, Series
-from scoring.features import Member, in_domain, matrix
+from scoring.features import NAMES, Member, in_domain, matrix
 from scoring.forecaster import Forecaster
 from scoring.labels import degraded_moments, labels
 from scoring.metrics import Caught, caught, lead_s
@@ -55,6 +55,10 @@ class Sampled:
     judged: npt.NDArray[np.bool_]
     near: tuple[Interval, ...]
     troubles: tuple[Trouble, ...]
+
+    def forecast_by(self, forecaster: Forecaster) -> npt.NDArray[np.bool_]:
+        """Tell at which ticks `forecaster` has a word: elsewhere the reflex policy is alone, as in service."""
+        return self.judged & forecaster.domain.covers(self.x)
 
 
 def sample_world(seed: int, setting: Setting, tick_s: float) -> list[Sampled]:
@@ -104,10 +108,16 @@ def _first_harm(moments: Sequence[float], begins: float, ends: float) -> float |
 
 
 def series_of(samples: Sequence[Sampled], forecaster: Forecaster) -> list[Series]:
-    """Forecast every tick of every endpoint; outside the domain there is no forecast and so no risk."""
-    return [
-        Series(s.time, np.where(s.judged, forecaster.risks(s.x), 0.0), s.near) for s in samples
-    ]  # fmt: skip
+    """Forecast every tick of every endpoint; where there is no forecast there is no risk."""
+    return [Series(s.time, np.where(s.forecast_by(forecaster), forecaster.risks(s.x), 0.0), s.near) for s in samples]
+
+
+def rows_of(samples: Sequence[Sampled], forecaster: Forecaster) -> tuple[_Floats, npt.NDArray[np.int8]]:
+    """Return features and labels of all ticks with both a forecast and a label."""
+    chosen = [(s, s.usable & s.forecast_by(forecaster)) for s in samples]
+    if not chosen:
+        return np.empty((0, len(NAMES))), np.empty(0, dtype=np.int8)
+    return np.concatenate([s.x[rows] for s, rows in chosen]), np.concatenate([s.y[rows] for s, rows in chosen])
 
 
 def caught_by_kind(samples: Sequence[Sampled], all_series: Sequence[Series], threshold: float) -> dict[str, Caught]:

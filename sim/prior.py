@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from scoring.alarms import Series, ThresholdChoice, choose_threshold, endpoint_days, false_alarms
+from scoring.alarms import ThresholdChoice, choose_threshold, endpoint_days, false_alarms
 from scoring.artifact import Manifest, checksum, code_version, libraries, save
 from scoring.calibration import fit_calibration
 from scoring.domain import domain_of
@@ -28,7 +28,7 @@ from scoring.metrics import Skill, skill
 from scoring.packing import pack
 from scoring.registry import PRIOR
 from scoring.training import export, fit_classifier
-from sim.judging import Sampled, caught_by_kind, sample_world, series_of
+from sim.judging import Sampled, caught_by_kind, rows_of, sample_world, series_of
 from sim.processes import process_pool
 from sim.world import Setting
 
@@ -120,8 +120,8 @@ def _manifest(
         ),
         data_from=None,
         data_until=None,
-        skill=_skill(test, series, Setting.SPARSE),
-        skill_shifted=_skill(test, series, Setting.SHIFTED),
+        skill=_skill(test, forecaster, Setting.SPARSE),
+        skill_shifted=_skill(test, forecaster, Setting.SHIFTED),
         false_alarms_per_day=alarms / days if days else None,
         endpoint_days=days,
         incidents=caught_by_kind(test, series, choice.threshold),
@@ -130,12 +130,9 @@ def _manifest(
     )
 
 
-def _skill(samples: Sequence[Sampled], all_series: Sequence[Series], setting: Setting) -> Skill:
-    chosen = [(s, series) for s, series in zip(samples, all_series, strict=True) if s.setting is setting]
-    if not chosen:
-        return skill(np.empty(0, dtype=np.int8), np.empty(0))
-    y, risk = ([s.y[s.usable] for s, _ in chosen], [series.risk[s.usable] for s, series in chosen])
-    return skill(np.concatenate(y), np.concatenate(risk))
+def _skill(samples: Sequence[Sampled], forecaster: Forecaster, setting: Setting) -> Skill:
+    x, y = rows_of(only(samples, setting), forecaster)
+    return skill(y, forecaster.risks(x))
 
 
 def _samples(pool: ProcessPoolExecutor, seed: int, part: int, size: Size) -> list[Sampled]:

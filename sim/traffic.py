@@ -142,7 +142,9 @@ def _trace(world: World, regime: Regime, rates: _Floats, rng: _Rng) -> Trace:
         if stream:
             observations.append(Observation(byte, 1, name, outcome, None, None, 0, 0.0))
         observations.append(
-            Observation(ended, 2, name, outcome, ttft_s, reply_s, length if good else 0, pace_s if good else 0.0)
+            Observation(
+                ended, 2, name, outcome, ttft_s, reply_s, length if good else 0, pace_s if good and stream else 0.0
+            )
         )
         attempts.append(Attempt(ended, outcome, ttft_s))
     observations.sort(key=lambda seen: (seen.time, seen.kind))

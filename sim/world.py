@@ -61,6 +61,8 @@ _TTFT_S = {
     Setting.SPARSE: (0.03, 3.0),
     Setting.SHIFTED: (3.0, 8.0),
 }
+# The timeout lies this many standard deviations of the log latency above its median.
+_PATIENCE = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,16 +127,25 @@ def _places(rng: _Rng) -> tuple[Place, ...]:
 
 def _regime(place: Place, rng: _Rng, setting: Setting) -> Regime:
     abroad = setting is Setting.SHIFTED
+    ttft_s = _log_uniform(rng, *_TTFT_S[setting])
+    sigma = _log_uniform(rng, 1.0, 1.4) if abroad else _log_uniform(rng, 0.1, 1.0)
+    reply_share = float(rng.choice([0.0, 0.2, 0.5, 0.7]))
+    output_tokens, tokens_per_s = _log_uniform(rng, 8, 400), _log_uniform(rng, 30, 900)
+    error_rate = rng.uniform(0.01, 0.02) if abroad else 0.0 if rng.random() < 0.3 else _log_uniform(rng, 1e-4, 0.01)
+    limited_rate = 0.0 if rng.random() < 0.8 else _log_uniform(rng, 1e-4, 0.005)
+    # Whoever sets a timeout sees to it that usual attempts keep within it.
+    usual_s = ttft_s * float(np.exp(_PATIENCE * sigma - sigma**2 / 2))
+    whole_s = output_tokens / tokens_per_s if reply_share else 0.0
     return Regime(
         place=place,
-        ttft_s=_log_uniform(rng, *_TTFT_S[setting]),
-        sigma=_log_uniform(rng, 1.0, 1.4) if abroad else _log_uniform(rng, 0.1, 1.0),
-        reply_share=float(rng.choice([0.0, 0.2, 0.5, 0.7])),
-        output_tokens=_log_uniform(rng, 8, 400),
-        tokens_per_s=_log_uniform(rng, 30, 900),
-        error_rate=rng.uniform(0.01, 0.02) if abroad else 0.0 if rng.random() < 0.3 else _log_uniform(rng, 1e-4, 0.01),
-        limited_rate=0.0 if rng.random() < 0.8 else _log_uniform(rng, 1e-4, 0.005),
-        timeout_s=rng.uniform(8, 30),
+        ttft_s=ttft_s,
+        sigma=sigma,
+        reply_share=reply_share,
+        output_tokens=output_tokens,
+        tokens_per_s=tokens_per_s,
+        error_rate=error_rate,
+        limited_rate=limited_rate,
+        timeout_s=max(rng.uniform(8, 30), usual_s + 1.5 * whole_s),
         drift=rng.uniform(0.15, 0.3) if abroad else 0.0 if rng.random() < 0.3 else rng.uniform(0.02, 0.15),
     )
 

@@ -9,7 +9,7 @@ from routing.outcomes import Outcome
 from routing.window import Window
 from scoring import features
 from scoring.features import FEATURE_SET, FEATURES, NAMES, Member, in_domain, matrix, peer_context
-from scoring.reading import signed_deviance
+from scoring.reading import signed_deviance, upper_tail
 from tools import features as tools_features
 
 START = 1_700_000_000.0
@@ -120,6 +120,51 @@ def test_an_attempt_that_hangs_is_seen_before_it_times_out() -> None:
     assert row["in_flight_excess"] > 0.5
 
 
+def busy(sigma: float, per_s: int, seed: int) -> tuple[Window, float]:
+    """An endpoint with `per_s` streams a second for 600 s, whose log-normal latency has a median of 1 s."""
+    rng, window = np.random.default_rng(seed), Window()
+    sent = START + np.arange(600 * per_s) / per_s
+    waits = np.exp(sigma * rng.standard_normal(len(sent)))
+    events = sorted(
+        event for i, (at, wait) in enumerate(zip(sent, waits, strict=True)) for event in ((at, 0, i), (at + wait, 1, i))
+    )
+    for now, kind, i in events:
+        if now >= START + 600:
+            break
+        if kind == 0:
+            window.started(str(i), now)
+        else:
+            window.first_byte(str(i), now)
+            window.finished(str(i), Outcome.OK, now, ttft_s=float(waits[i]))
+    return window, START + 600
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(("sigma", "per_s"), [(0.2, 2), (0.2, 20), (1.0, 2), (1.0, 20), (1.4, 20)])
+def test_waiting_and_slow_answers_are_relative_to_the_endpoints_own_spread(sigma: float, per_s: int, seed: int) -> None:
+    """F-10: many slow answers of a busy endpoint whose latency is spread widely are no sign of trouble."""
+    row = dict(zip(NAMES, vector(*busy(sigma, per_s, seed)), strict=True))
+    assert row["slow_share_15s"] == pytest.approx(0.0, abs=0.15)
+    assert row["slow_share_300s"] == pytest.approx(0.0, abs=0.05)
+    assert row["overdue"] < 1.2
+    assert row["waiting_ratio"] < 1.3
+
+
+def test_slow_answers_of_a_steady_endpoint_do_show() -> None:
+    window, now = busy(0.2, 20, 1)
+    for i in range(60):
+        window.finished(f"slow-{i}", Outcome.OK, now + i / 60, ttft_s=4.0)
+    row = dict(zip(NAMES, vector(window, now + 1), strict=True))
+    assert row["slow_share_15s"] > 0.15
+
+
+@pytest.mark.parametrize(
+    ("z", "tail"), [(0.0, 0.5), (1.0, 0.158655254), (-1.0, 0.841344746), (3.0, 0.001349898), (40.0, 0.0)]
+)
+def test_the_upper_tail_is_that_of_the_normal_distribution(z: float, tail: float) -> None:
+    assert upper_tail(np.array([z])) == pytest.approx([tail], abs=1e-7)
+
+
 def test_reading_does_not_change_the_window() -> None:
     window = Window()
     now = quiet_then(window, 90, 0.2, 10)
@@ -199,3 +244,23 @@ def test_the_page_of_features_is_what_the_registry_says() -> None:
     """F-09: what a forecast looks at is documented from the code that computes it."""
     assert tools_features.PAGE.read_text(encoding="utf-8") == tools_features.page()
     assert all(f"`{name}`" in tools_features.page() for name in NAMES)
+
+
+def test_nearness_to_degraded_speaks_as_the_label_does() -> None:
+    """Three failures where none are usual are degraded (3 standard deviations or more), two are not."""
+    for failures, degraded in ((2, False), (3, True)):
+        window = Window()
+        now = quiet_then(window, 600, 0.1, 1)
+        for i in range(failures):
+            window.finished(f"bad-{i}", Outcome.SERVER_ERROR, now + i)
+        row = dict(zip(NAMES, vector(window, now + 5), strict=True))
+        assert (row["failure_excess_30s"] >= 3) is degraded
+        assert row["bad_share_30s"] == pytest.approx(failures / (250 + failures + 5))
+
+
+def test_latency_is_at_no_distance_where_the_label_calls_it_slow() -> None:
+    window = Window()
+    now = quiet_then(window, 600, 0.25, 31)
+    assert dict(zip(NAMES, vector(window, now), strict=True))["slow_distance_30s"] == pytest.approx(0.0, abs=0.02)
+    silent = dict(zip(NAMES, vector(window, now + 60), strict=True))
+    assert silent["slow_distance_30s"] == -3.0

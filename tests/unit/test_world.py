@@ -1,3 +1,4 @@
+import dataclasses
 import math
 
 import numpy as np
@@ -5,11 +6,13 @@ import pytest
 
 from routing.counts import Counter
 from routing.outcomes import Outcome
-from scoring.artifact import checksum, load_manifest, save
+from scoring.artifact import checksum, load, load_manifest, save
+from scoring.features import NAMES
 from scoring.labels import degraded_moments
+from scoring.registry import PRIOR
 from sim.faults import Fault, FaultKind
 from sim.incidents import Incident, IncidentKind, Place, incident_of
-from sim.judging import sample_world
+from sim.judging import rows_of, sample_world, series_of
 from sim.prior import Size, train_prior
 from sim.traffic import play, traces
 from sim.world import START_S, Regime, Setting, World, make_world
@@ -107,3 +110,33 @@ def test_the_prior_is_reproducible_and_honest(tmp_path_factory: pytest.TempPathF
     directory = tmp_path_factory.mktemp("prior")
     save(directory, first.arrays, first.manifest)
     assert load_manifest(directory) == first.manifest
+
+
+def test_a_usual_attempt_keeps_within_the_timeout() -> None:
+    """Nobody sets a timeout that one attempt in twenty runs into: such a world has no ordinary day."""
+    for seed in range(6):
+        world = make_world(seed, Setting.SHIFTED)
+        quiet = dataclasses.replace(world, incidents=())
+        attempts = [attempt for trace in traces(quiet) for attempt in trace.attempts]
+        assert sum(attempt.outcome is Outcome.TIMEOUT for attempt in attempts) < 0.01 * len(attempts)
+
+
+def test_only_a_stream_tells_how_long_it_generated() -> None:
+    """As in service: a whole reply has no first byte to count from."""
+    ended = [seen for trace in traces(make_world(9, Setting.STEADY)) for seen in trace.observations if seen.kind == 2]
+    streams = [seen for seen in ended if seen.ttft_s is not None]
+    whole = [seen for seen in ended if seen.reply_s is not None]
+    assert min(len(streams), len(whole)) > 1000
+    assert all(seen.generation_s > 0 for seen in streams)
+    assert all(seen.generation_s == 0 for seen in whole)
+
+
+def test_a_forecaster_is_judged_only_where_it_has_a_word() -> None:
+    """As in service, where the reflex is alone outside what the forecaster was trained on."""
+    forecaster = load(PRIOR).forecaster
+    found = sample_world(3, Setting.COLD, 5.0)
+    abroad = [dataclasses.replace(s, x=np.where(s.usable[:, None], s.x - 1e3, s.x)) for s in found]
+    assert len(rows_of(found, forecaster)[1]) > 20
+    assert len(rows_of(abroad, forecaster)[1]) == 0
+    assert all(not series.risk[s.usable].any() for s, series in zip(abroad, series_of(abroad, forecaster), strict=True))
+    assert rows_of([], forecaster)[0].shape == (0, len(NAMES))
