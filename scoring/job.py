@@ -23,7 +23,7 @@ from analytics.store import connect
 from analytics.training import ProbeContrast, TrainingRows, probe_contrasts, training_rows, watched_rows
 from scoring import candidates
 from scoring.alarms import endpoint_days, false_alarms
-from scoring.artifact import Manifest, Model, checksum, code_version, libraries
+from scoring.artifact import ArtifactError, Manifest, Model, checksum, code_version, libraries
 from scoring.backfill import backfilled
 from scoring.candidates import Candidate
 from scoring.drift import proportion_z
@@ -182,6 +182,13 @@ class _Run:
             return None, ""
         settings, shadow = self._settings, roles.shadow
         self._progress("judge the shadow")
+        try:
+            candidate = self._registry.load(shadow)
+        except ArtifactError as error:
+            # One of an earlier version of the features, say: nobody watches it, and nothing would ever come of it.
+            note = f"{shadow} cannot be watched: {error}"
+            self._give_up(shadow, champion, note)
+            return None, note
         part = watched_part(
             rows := watched_rows(connection, settings.horizon_s, roles.since, self._until, shadow), settings.horizon_s
         )
@@ -192,10 +199,9 @@ class _Run:
             if given_up:
                 self._give_up(shadow, champion, note)
             return None, note
-        threshold = self._registry.load(shadow).manifest.threshold
         verdict = judge(
             part,
-            Contender(shadow, rows.shadow_risk, threshold),
+            Contender(shadow, rows.shadow_risk, candidate.manifest.threshold),
             Contender(champion.manifest.version, rows.risk, champion.manifest.threshold),
             (),
             block_s=min(settings.block_s, max(part.tick_s, watched_s / settings.min_blocks)),
@@ -209,7 +215,7 @@ class _Run:
         self._registry.promote(shadow)
         self._promoted = shadow
         self._note("promoted", shadow, champion.manifest.version, verdict, note)
-        return self._registry.load(shadow), note
+        return candidate, note
 
     def _give_up(self, shadow: str, champion: Model, note: str) -> None:
         self._registry.watch(None, self._until)

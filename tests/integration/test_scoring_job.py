@@ -226,6 +226,18 @@ def test_a_shadow_that_missed_what_the_champion_saw_is_given_up(tmp_path: Path) 
     assert events(tmp_path) == [("retired", "shadow-1")]
 
 
+def test_a_shadow_that_cannot_be_loaded_any_more_is_given_up(tmp_path: Path) -> None:
+    """A version with other features replaced the one that made it: retraining goes on without it."""
+    registry = watched_history(tmp_path, champion_foresees=False, shadow_foresees=True)
+    file = tmp_path / "models" / "shadow-1" / "manifest.json"
+    file.write_text(file.read_text().replace(FEATURE_SET, "f1-0000000000"))
+    report = judge_shadow(tmp_path)
+    assert "shadow-1 cannot be watched" in report.shadow_note
+    assert "f1-0000000000" in report.shadow_note
+    assert (registry.roles().shadow, registry.roles().retired) == (None, ("shadow-1",))
+    assert events(tmp_path) == [("retired", "shadow-1")]
+
+
 def test_a_shadow_is_watched_until_there_is_evidence_enough_but_not_for_ever(tmp_path: Path) -> None:
     registry = watched_history(tmp_path, champion_foresees=False, shadow_foresees=True)
     report = judge_shadow(tmp_path, min_blocks=3, max_shadow_s=86_400.0 * 9)
