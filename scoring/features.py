@@ -179,8 +179,8 @@ _SINGLE: tuple[tuple[Group, str, str, int, int, str, Compute], ...] = (
         _now(lambda r: r.waiting_ratio),
     ),
     (
-        Group.WAITING, "overdue", "log ratio", 0, 1,
-        "attempts that have waited three times the usual latency against how many usually do",
+        Group.WAITING, "overdue", "sd", 0, 1,
+        "attempts that have waited three times the usual latency against how many usually do, signed Poisson deviance",
         _now(lambda r: r.overdue),
     ),
     (

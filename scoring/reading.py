@@ -28,6 +28,7 @@ _PRIOR_RATE = 0.005
 _PRIOR_ATTEMPTS = 40.0
 _MIN_SPREAD, _MAX_SPREAD = 0.1, 3.0
 _OVERDUE_RATIO = 3.0
+_EXPECTED_OVERDUE = 0.5
 # An endpoint without recent latencies is as far from slow as one that answers at once.
 _FAR = -3.0
 _SHORT, _MINUTE, _LONG = range(len(SPANS_S))
@@ -284,7 +285,7 @@ class Reading:
 
     @cached_property
     def overdue(self) -> _Floats:
-        """Log ratio of attempts in flight that have waited three times the usual latency to how many of them the
+        """Signed deviance of how many attempts in flight have waited three times the usual latency from how many the
         arrivals and the latency's spread let expect; 0 without a baseline.
         """
         endpoint, waited_s = self._waits
@@ -299,7 +300,9 @@ class Reading:
             whole_s = np.exp(mean + 0.5 * spread * spread)
             beyond_s = whole_s * upper_tail(z - spread) - limit_s * upper_tail(z)
             expected += per_s * np.maximum(0.0, beyond_s)
-        return np.asarray(np.where(has_usual, np.log((count + 1) / (expected + 1)), 0.0))
+        # Where hardly one is expected, one is no sign yet.
+        deviance = signed_deviance(count.astype(np.float64), np.maximum(expected, _EXPECTED_OVERDUE))
+        return np.asarray(np.where(has_usual, deviance, 0.0))
 
     @cached_property
     def _waits(self) -> tuple[npt.NDArray[np.int64], _Floats]:

@@ -21,6 +21,8 @@ _Floats = npt.NDArray[np.float64]
 _Labels = npt.NDArray[np.int8]
 
 MAX_TREES = 160
+# Rare kinds of trouble, a hang say, are some hundred rows in half a million: larger leaves would blend them.
+_LARGEST_LEAF = 100
 _RIDGE = 0.1
 _MAX_STEPS = 300
 
@@ -43,7 +45,7 @@ def fit_classifier(
         max_iter=MAX_TREES,
         max_leaf_nodes=24,
         max_depth=8,
-        min_samples_leaf=min(800, max(20, len(x) // 300)),
+        min_samples_leaf=min(_LARGEST_LEAF, max(20, len(x) // 300)),
         l2_regularization=5.0,
         monotonic_cst=np.array(directions),
         early_stopping=True,
