@@ -9,7 +9,7 @@ conformal inference (Gibbs and Candès, NeurIPS 2021), in log-odds, where a step
 from dataclasses import dataclass
 from math import exp
 
-_STEP = 1.0
+_STEP = 1.5
 _HALVED_AFTER_S = 7200.0
 
 

@@ -57,8 +57,8 @@ def test_f06_a_risk_that_wavers_does_not_swing_the_traffic() -> None:
 def test_f06_a_false_alarm_makes_the_next_one_harder_to_raise_there_and_nowhere_else() -> None:
     engine = engine_of("a", "b", now=NOW)
     _false_alarm(engine, "a", NOW)
-    assert _hear(engine, NOW + 40, a=0.6) == []
-    assert _hear(engine, NOW + 41, a=0.7) == [Event.FORECAST]
+    assert _hear(engine, NOW + 40, a=0.7) == []
+    assert _hear(engine, NOW + 41, a=0.8) == [Event.FORECAST]
     engine = engine_of("a", "b", now=NOW)
     _false_alarm(engine, "a", NOW)
     assert _hear(engine, NOW + 40, b=0.6) == [Event.FORECAST]
@@ -140,8 +140,8 @@ def test_f06_f20_an_alarm_that_could_not_be_judged_is_judged_by_the_return_after
     _hear(engine, NOW, a=0.99)
     engine.withdraw_forecast()
     _return(engine, NOW + 1)
-    assert _hear(engine, NOW + 70, a=0.6) == []
-    assert _hear(engine, NOW + 71, a=0.7) == [Event.FORECAST]
+    assert _hear(engine, NOW + 70, a=0.7) == []
+    assert _hear(engine, NOW + 71, a=0.8) == [Event.FORECAST]
 
 
 def test_f09_what_goes_wrong_on_the_way_back_bears_the_alarm_out() -> None:
@@ -205,10 +205,10 @@ def test_f06_trust_is_lost_by_steps_and_comes_back_with_what_came_true_and_with_
     for _ in range(3):
         trust.refuted(NOW)
         bars.append(trust.bar(0.5, NOW))
-    assert bars == pytest.approx([0.731, 0.881, 0.953], abs=1e-3)
+    assert bars == pytest.approx([0.818, 0.953, 0.989], abs=1e-3)
     trust.confirmed(NOW)
-    assert trust.bar(0.5, NOW) == pytest.approx(0.818, abs=1e-3)
-    assert trust.bar(0.5, NOW + 7200) == pytest.approx(0.679, abs=1e-3)
+    assert trust.bar(0.5, NOW) == pytest.approx(0.905, abs=1e-3)
+    assert trust.bar(0.5, NOW + 7200) == pytest.approx(0.755, abs=1e-3)
     assert trust.bar(0.5, NOW + 86_400) == pytest.approx(0.5, abs=1e-3)
 
 
