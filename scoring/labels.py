@@ -94,7 +94,7 @@ def degraded_moments(attempts: Sequence[Attempt]) -> list[float]:
     return [float(moment) for moment in moments[failing | _slow(timed, moments)]]
 
 
-def _slow(timed: Sequence[tuple[float, float]], moments: Sequence[float] | _Floats) -> npt.NDArray[np.bool_]:
+def _slow(timed: Sequence[tuple[float, float]], moments: _Floats) -> npt.NDArray[np.bool_]:
     found = np.zeros(len(moments), dtype=np.bool_)
     recent, usual = _Sorted(), _Sorted()
     newest = settled = 0
