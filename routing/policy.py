@@ -141,8 +141,8 @@ class ForecastPolicy:
 
     Risk at or above `threshold` degrades an endpoint, risk below `threshold × exit_ratio` lets it return. A
     `threshold` of None means the one the model's own manifest recommends. A forecast older than `max_age_s` is not
-    acted on, and none is for `settle_s` after an endpoint's return began: what the forecast looks at still holds the
-    trouble that is over, and the reflex guards the return.
+    acted on, and none is for `settle_s` after an endpoint's return began or its rate limit ended: what the forecast
+    looks at still holds the trouble that is over, and the reflex guards the return.
     """
 
     threshold: float | None = None

@@ -73,6 +73,10 @@ class Quota:
         if self._doubt.evidence == 0.0:
             self.pause_s = _FIRST_PAUSE_S
 
+    def is_settling(self, now: float, settle_s: float) -> bool:
+        """Tell whether the provider limits, or did so less than `settle_s` ago."""
+        return self._is_limited and now - self.blocked_until < settle_s
+
     def share(self, now: float) -> float:
         """Return the share of its traffic the endpoint may take, in [0, 1]: 0 during a pause."""
         if now < self.blocked_until:

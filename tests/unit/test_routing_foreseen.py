@@ -44,6 +44,16 @@ def test_f15_what_a_forecast_took_comes_back_at_once_when_the_risk_has_stayed_aw
     assert engine.health_of("a").relapses == 0, "nothing went wrong, so nothing is held against it"
 
 
+def test_f06_f17_a_forecast_lets_a_limit_settle_before_it_doubts() -> None:
+    """What it looks at still holds the refusals of a limit that is over; the slow start after it is guard enough."""
+    engine = engine_of("a", "b", now=NOW)
+    engine.finished(Finished("a", "refused", Outcome.RATE_LIMITED, retry_after_s=2.0), NOW)
+    settled_at = NOW + 2 + engine.policy.forecast.settle_s
+    assert _hear(engine, NOW + 3, a=0.99) == []
+    assert _hear(engine, settled_at - 0.1, a=0.99) == [Event.RELIEVED]
+    assert _hear(engine, settled_at, a=0.99) == [Event.FORECAST]
+
+
 def test_f06_a_risk_that_wavers_does_not_swing_the_traffic() -> None:
     engine = engine_of("a", "b", now=NOW)
     events, admitted = [], []
