@@ -188,7 +188,7 @@ def test_f06_doubts_that_return_are_held_twice_as_long() -> None:
 
 
 def test_f01_the_first_doubt_in_a_limited_endpoint_is_seen_at_once_recorded_and_held() -> None:
-    engine = engine_of("a", "b", now=NOW)
+    engine = engine_of("a", "b", policy=Policy(forecast=ForecastPolicy(settle_s=0.0)), now=NOW)
     observe(engine, "a", Outcome.OK, NOW)
     for attempt in "xy":
         engine.finished(Finished("a", attempt, Outcome.RATE_LIMITED, retry_after_s=0.0), NOW)
