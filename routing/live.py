@@ -73,6 +73,10 @@ class Live:
         self.detector.retract()
         self.health.step_failures = max(0, self.health.step_failures - 1)
 
+    def is_settling(self, now: float, settle_s: float) -> bool:
+        """Tell whether a return began, or a rate limit ended, less than `settle_s` ago."""
+        return self.health.is_settling(now, settle_s) or self.quota.is_settling(now, settle_s)
+
     def was_seen(self, now: float) -> bool:
         """Tell whether enough attempts have ended in the present state to tell what the endpoint is like."""
         span_s = min(SECONDS, max(1, int(now - self.health.entered_at)))

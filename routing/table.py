@@ -55,7 +55,7 @@ class RoutingTable:
             if risk < threshold:
                 return
             live = self._live.get(endpoint_id)
-            if live is None or any(part.is_settling(now, policy.settle_s) for part in (live.health, live.quota)):
+            if live is None or live.is_settling(now, policy.settle_s):
                 continue
             bar = live.trust.bar(threshold, now)
             if risk >= bar and (live.health.state is State.DEGRADED or self._has_refuge(live, now)):

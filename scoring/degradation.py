@@ -54,11 +54,16 @@ def fails(
     return np.asarray((np.asarray(failures) >= FAILURE_SHARE * np.asarray(attempts)) & beyond_chance)
 
 
+def enough_timed(timed: float) -> bool:
+    """Tell whether so many latencies can show that an endpoint is slow."""
+    return timed >= _MIN_TIMED
+
+
 def is_slow(median: float, timed: float, usual_median: float, usual_ninetieth: float) -> bool:
     """Tell whether the median of `timed` latencies is 2.5 times the usual one or more, and that of no fewer than 7
     beyond the slowest usual tenth, which chance alone hardly brings about.
     """
-    return timed >= _MIN_TIMED and median >= max(SLOW_RATIO * usual_median, usual_ninetieth)
+    return enough_timed(timed) and median >= max(SLOW_RATIO * usual_median, usual_ninetieth)
 
 
 def slow_from(spread: npt.ArrayLike) -> _Floats:
@@ -67,11 +72,6 @@ def slow_from(spread: npt.ArrayLike) -> _Floats:
     For those who know means and spreads only: as `is_slow`, if log latencies are normal.
     """
     return np.maximum(log(SLOW_RATIO), _Z_SLOW * np.asarray(spread))
-
-
-def enough_timed(timed: float) -> bool:
-    """Tell whether so many latencies can show that an endpoint is slow."""
-    return timed >= _MIN_TIMED
 
 
 def enough_attempts(span_s: float) -> float:

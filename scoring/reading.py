@@ -168,14 +168,10 @@ class Reading:
         """How near degraded by latency: the recent mean log ratio to the baseline, less that from which on it is slow;
         far below without evidence.
         """
-        weight, shift, spread = (np.zeros(len(self._windows)) for _ in range(3))
-        for first, usual_mean, usual_spread in zip(LATENCY, self._means, self._spreads, strict=True):
-            n = np.where(self.usual[first] > 0, self.recent[first], 0.0)
-            weight += n
-            shift += n * (self.recent.mean_log(first) - usual_mean)
-            spread = np.maximum(spread, np.where(n > 0, usual_spread, 0.0))
-        some = weight > 0
-        return np.asarray(np.where(some, shift / np.where(some, weight, 1.0) - slow_from(spread), _FAR))
+        weight, shift = self._weight_and_shift(self.recent)
+        has_values = [(self.usual[first] > 0) & (self.recent[first] > 0) for first in LATENCY]
+        spread = np.where(has_values, self._spreads, 0.0).max(axis=0)
+        return np.asarray(np.where(weight > 0, shift - slow_from(spread), _FAR))
 
     @cached_property
     def limited_rate(self) -> _Floats:
@@ -195,18 +191,25 @@ class Reading:
 
     @cached_property
     def _shift_and_error(self) -> tuple[_Floats, _Floats]:
-        shape = self.span.latencies.shape
-        weight, shift, variance = np.zeros(shape), np.zeros(shape), np.zeros(shape)
-        for first, mean, spread in zip(LATENCY, self._means, self._spreads, strict=True):
-            n, known = self.span[first], self.usual[first]
-            n = np.where(known > 0, n, 0.0)
+        weight, shift = self._weight_and_shift(self.span)
+        variance = np.zeros(weight.shape)
+        for first, spread in zip(LATENCY, self._spreads, strict=True):
+            known = self.usual[first]
+            n = np.where(known > 0, self.span[first], 0.0)
             floored = np.maximum(_MIN_SPREAD, spread)
-            weight += n
-            shift += n * (self.span.mean_log(first) - mean)
             variance += n * (1 + n / np.maximum(known, 1.0)) * (floored * floored)
         some = weight > 0
-        weight = np.where(some, weight, 1.0)
-        return np.where(some, shift / weight, 0.0), np.where(some, np.sqrt(variance) / weight, 1.0)
+        return shift, np.where(some, np.sqrt(variance) / np.where(some, weight, 1.0), 1.0)
+
+    def _weight_and_shift(self, counts: Counts) -> tuple[_Floats, _Floats]:
+        """How many latencies of `counts` have a baseline, and their mean log ratio to it; 0 without any."""
+        weight, shift = np.zeros(counts.latencies.shape), np.zeros(counts.latencies.shape)
+        for first, mean in zip(LATENCY, self._means, strict=True):
+            n = np.where(self.usual[first] > 0, counts[first], 0.0)
+            weight += n
+            shift += n * (counts.mean_log(first) - mean)
+        some = weight > 0
+        return weight, np.where(some, shift / np.where(some, weight, 1.0), 0.0)
 
     @cached_property
     def spread_ratio(self) -> _Floats:

@@ -112,12 +112,11 @@ def series_of(samples: Sequence[Sampled], forecaster: Forecaster) -> list[Series
     return [Series(s.time, np.where(s.forecast_by(forecaster), forecaster.risks(s.x), 0.0), s.near) for s in samples]
 
 
-def rows_of(samples: Sequence[Sampled], forecaster: Forecaster) -> tuple[_Floats, npt.NDArray[np.int8]]:
-    """Return features and labels of all ticks with both a forecast and a label."""
-    chosen = [(s, s.usable & s.forecast_by(forecaster)) for s in samples]
-    if not chosen:
-        return np.empty((0, len(NAMES))), np.empty(0, dtype=np.int8)
-    return np.concatenate([s.x[rows] for s, rows in chosen]), np.concatenate([s.y[rows] for s, rows in chosen])
+def rows_of(samples: Sequence[Sampled], forecaster: Forecaster | None = None) -> tuple[_Floats, npt.NDArray[np.int8]]:
+    """Return features and labels of all usable ticks; with a forecaster, of those alone at which it has a word."""
+    chosen = [(s, s.usable if forecaster is None else s.usable & s.forecast_by(forecaster)) for s in samples]
+    x = np.concatenate([np.empty((0, len(NAMES))), *(s.x[rows] for s, rows in chosen)])
+    return x, np.concatenate([np.empty(0, dtype=np.int8), *(s.y[rows] for s, rows in chosen)])
 
 
 def caught_by_kind(samples: Sequence[Sampled], all_series: Sequence[Series], threshold: float) -> dict[str, Caught]:

@@ -14,9 +14,6 @@ from functools import partial
 from itertools import chain
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
-
 from scoring.alarms import ThresholdChoice, choose_threshold, endpoint_days, false_alarms
 from scoring.artifact import Manifest, checksum, code_version, libraries, save
 from scoring.calibration import fit_calibration
@@ -69,12 +66,12 @@ def train_prior(seed: int = SEED, size: Size = Size(), workers: int = 2) -> Trai
     """Train, calibrate, choose the threshold, evaluate. The same arguments give the same bytes."""
     with process_pool(workers) as pool:
         fit, calibrate, test = (_samples(pool, seed, part, size) for part in range(len(_PARTS)))
-    x, y = _rows(fit)
-    x_cal, y_cal = _rows(calibrate)
+    x, y = rows_of(fit)
+    x_cal, y_cal = rows_of(calibrate)
     coarse = int(_TRAIN_TICK_S / _SERVE_TICK_S)
     forest = export(fit_classifier(x, y, x_cal[::coarse], y_cal[::coarse], seed))
     as_in_service = only(calibrate, Setting.SPARSE)
-    x_rare, y_rare = _rows(as_in_service)
+    x_rare, y_rare = rows_of(as_in_service)
     calibration = fit_calibration(forest.log_odds(x_rare), y_rare)
     forecaster = Forecaster((Weighted(1.0, forest),), calibration, domain_of(x, y))
     choice = choose_threshold(series_of(as_in_service, forecaster), MAX_FALSE_ALARMS_PER_DAY)
@@ -141,12 +138,6 @@ def _samples(pool: ProcessPoolExecutor, seed: int, part: int, size: Size) -> lis
     tick_s = _TRAIN_TICK_S if part == 0 else _SERVE_TICK_S
     sampled = pool.map(partial(sample_world, tick_s=tick_s), range(first, first + len(settings)), settings)
     return list(chain.from_iterable(sampled))
-
-
-def _rows(samples: Sequence[Sampled]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int8]]:
-    if not samples:
-        return np.empty((0, len(NAMES))), np.empty(0, dtype=np.int8)
-    return np.concatenate([s.x[s.usable] for s in samples]), np.concatenate([s.y[s.usable] for s in samples])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -11,7 +11,7 @@ CREATE OR REPLACE MACRO unix_s(t) AS epoch_us(t) / 1e6;
 -- in the last 30 s failures that are at least 10 % of the attempts and beyond chance against the endpoint's usual share of them (3
 -- where it never fails), or at least 7 successes whose median TTFT is at least 2.5 times the endpoint's usual median and beyond its
 -- usual 90 % quantile. Usual is the 30 min before, newest 5 min left out, in whole minutes: a baseline for each attempt costs many
--- times as much. `scoring/labels.py` gives the reasons.
+-- times as much. `scoring/degradation.py` gives the reasons.
 CREATE OR REPLACE MACRO degraded_moments(since, until) AS TABLE
 WITH evidence AS (
     SELECT endpoint, time, ttft_ms, outcome, time_bucket(INTERVAL 1 MINUTE, time) AS minute
