@@ -17,17 +17,22 @@ _MOST_ATTEMPTS = 500
 RETURN_S = 15.0
 
 
-def _hold(health: Health, base_s: float, most_s: float, forgive_s: float, now: float) -> None:
+def _hold(health: Health, base_s: float, most_s: float, now: float) -> None:
     """Begin a hold: twice as long for each recent departure, up to `most_s`."""
     hold_s = min(base_s * 2.0**health.relapses, max(base_s, most_s))
-    health.relapses = min(health.relapses + 1, _MAX_RELAPSES)
     health.held_until = max(health.held_until, now + hold_s)
-    health.forgiven_at = health.held_until + forgive_s
+
+
+def _record(health: Health, policy: ReflexPolicy) -> None:
+    """Put a departure on record: the next hold is longer, until this one is forgiven."""
+    health.relapses = min(health.relapses + 1, _MAX_RELAPSES)
+    health.forgiven_at = health.held_until + policy.forgive_s
 
 
 def start_ejection(health: Health, policy: ReflexPolicy, now: float) -> None:
     """Take the endpoint out, for the ejection time at least."""
-    _hold(health, policy.ejection_s, policy.max_ejection_s, policy.forgive_s, now)
+    _hold(health, policy.ejection_s, policy.max_ejection_s, now)
+    _record(health, policy)
     health.reasons.clear()
 
 
@@ -71,11 +76,13 @@ def follow_forecast(health: Health, share: float | None, now: float) -> None:
 
 def start_doubt(health: Health, event: Event, failback: FailbackPolicy, reflex: ReflexPolicy, now: float) -> None:
     """Begin a degradation for more than a quota or a forecast, which may go on beside it: the endpoint must hold still,
-    and earn its traffic back afterwards.
+    and earn its traffic back afterwards. A forecast that interrupts a return makes it wait, and is no relapse.
     """
     health.reasons.add(event)
     health.was_doubted = True
-    _hold(health, failback.min_hold_s, failback.max_hold_s, reflex.forgive_s, now)
+    _hold(health, failback.min_hold_s, failback.max_hold_s, now)
+    if event is not Event.FORECAST:
+        _record(health, reflex)
 
 
 def start_probing(health: Health) -> None:

@@ -259,8 +259,9 @@ HISTORY = st.lists(st.tuples(st.sampled_from([0.0, 0.3, 1.0, 4.0]), st.integers(
 def test_f06_no_endpoint_switches_back_before_its_hold_and_holds_grow(
     history: list[tuple[float, int, Outcome | str]], kind: FailbackKind
 ) -> None:
-    """What left stays away for its hold, twice as long for each relapse; and every full return took its steps. What a
-    forecast alone took, with nothing gone wrong, stays away as long as forecasts have to be silent.
+    """What left stays away for its hold, twice as long for each relapse, of which a forecast is none; and every full
+    return took its steps. What a forecast alone took, with nothing gone wrong, stays away as long as forecasts have to
+    be silent.
     """
     policy = Policy(failback=FailbackPolicy(kind, ramp_step=0.3))
     engine, now = engine_of("a", "b", policy=policy), 10_000.0
@@ -297,10 +298,13 @@ def _check_hold(transition: Transition, left: list[Transition], policy: Policy) 
         case State.PROBING:
             assert transition.time - left[-1].time >= reflex.ejection_s
         case State.CANARY if transition.event is Event.CALM:
-            doubts = [t for t in left if t.event is not Event.FORECAST or t.from_state is State.CANARY]
-            relapses = sum(transition.time - t.time < reflex.forgive_s for t in doubts) - 1
-            longest = min(failback.min_hold_s * 2**relapses, failback.max_hold_s)
-            assert transition.time - left[-1].time >= longest
+            *earlier, last = left
+            relapses = sum(
+                transition.time - t.time < reflex.forgive_s for t in earlier if t.event is not Event.FORECAST
+            )
+            was_expected = last.event is Event.FORECAST and last.from_state is not State.CANARY
+            hold_s = RETURN_S if was_expected else min(failback.min_hold_s * 2**relapses, failback.max_hold_s)
+            assert transition.time - last.time >= hold_s
         case State.ACTIVE if transition.event is Event.RELIEVED:
             assert left[-1].event is Event.FORECAST
             assert transition.time - left[-1].time >= RETURN_S

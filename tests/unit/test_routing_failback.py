@@ -42,6 +42,16 @@ def test_f06_ejections_and_degradations_are_relapses_of_one_endpoint() -> None:
     assert health.held_until == 250.0
 
 
+def test_f06_a_forecast_that_interrupts_a_return_makes_it_wait_and_is_no_relapse() -> None:
+    health, lengths = Health("a"), []
+    _doubt(health, 0.0)
+    for now in (100.0, 200.0, 300.0):
+        _doubt(health, now, Event.FORECAST)
+        lengths.append(health.held_until - now)
+    assert lengths == [30.0, 30.0, 30.0]
+    assert (health.relapses, health.forgiven_at, health.was_doubted) == (1, 115.0, True)
+
+
 def test_f17_a_rate_limit_is_no_relapse() -> None:
     health = Health("a")
     failback.start_limited(health)
