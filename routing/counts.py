@@ -97,6 +97,16 @@ class Sums:
         return self._values[Counter.OK] + self.failures
 
     @property
+    def bad(self) -> float:
+        """Failures and rate limits."""
+        return self.failures + self._values[Counter.RATE_LIMITED]
+
+    @property
+    def answered(self) -> float:
+        """Attempts that say something about the endpoint or its quota."""
+        return self.judged + self._values[Counter.RATE_LIMITED]
+
+    @property
     def error_rate(self) -> float:
         """Failures as a share of judged attempts; 0 without any."""
         failures = self.failures

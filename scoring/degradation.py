@@ -1,8 +1,10 @@
 """What degraded means: worse than the endpoint's own usual, and not by chance.
 
 The rule of this file: labels, the monitor and the features that speak of the label all ask here, and
-`analytics/sql/macros.sql` says the same in SQL. An endpoint is degraded when, in the last RECENT_S seconds, it fails
-more or answers more slowly than in the 30 minutes before, the newest five left out.
+`analytics/sql/macros.sql` says the same in SQL. An endpoint is degraded when it fails more or answers more slowly of
+late than in the 30 minutes before, the newest five left out. Of late is the last RECENT_S seconds; where these hold
+fewer than ENOUGH attempts (or latencies), the last ENOUGH, if they are no older than LONGEST_S. Without that, one call
+in eight seconds could never be slow, and every label would say it is well.
 
 Chance has to be ruled out, because what always fails a few per cent, or always varies widely, shows three failures or a
 slow median every hour or so. Nothing could forecast these, and a model that is taught to tries.
@@ -16,16 +18,19 @@ import numpy.typing as npt
 from routing.counts import SLOW_RATIO
 
 RECENT_S = 30.0
+LONGEST_S = 90.0
+ENOUGH = 7
+# For those who know counts of whole spans only: the shortest that holds ENOUGH stands for the last ENOUGH.
+RECENT_SPANS_S = (30, 60, 90)
 BASELINE_FROM_S = 1800.0
 BASELINE_TO_S = 300.0
-SLOW_QUANTILE = 0.9
+SLOW_QUANTILE = 0.95
 FAILURE_SHARE = 0.1
 # Attempts of an endpoint that never fails, with which what is known of one is averaged.
 _PRIOR_ATTEMPTS = 30
 _DEVIATIONS = 3.0
-_MIN_TIMED = 7
 # SLOW_QUANTILE of the standard normal.
-_Z_SLOW = 1.2816
+_Z_SLOW = 1.6449
 _ATTEMPTS_PER_WINDOW = 3
 
 _Floats = npt.NDArray[np.float64]
@@ -56,14 +61,14 @@ def fails(
 
 def enough_timed(timed: float) -> bool:
     """Tell whether so many latencies can show that an endpoint is slow."""
-    return timed >= _MIN_TIMED
+    return timed >= ENOUGH
 
 
-def is_slow(median: float, timed: float, usual_median: float, usual_ninetieth: float) -> bool:
+def is_slow(median: float, timed: float, usual_median: float, usual_slowest: float) -> bool:
     """Tell whether the median of `timed` latencies is 2.5 times the usual one or more, and that of no fewer than 7
-    beyond the slowest usual tenth, which chance alone hardly brings about.
+    beyond the slowest usual twentieth, which chance alone hardly brings about.
     """
-    return enough_timed(timed) and median >= max(SLOW_RATIO * usual_median, usual_ninetieth)
+    return enough_timed(timed) and median >= max(SLOW_RATIO * usual_median, usual_slowest)
 
 
 def slow_from(spread: npt.ArrayLike) -> _Floats:

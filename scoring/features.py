@@ -19,7 +19,7 @@ from scoring.reading import SPANS_S, Reading
 
 _Floats = npt.NDArray[np.float64]
 
-_REVISION = 2
+_REVISION = 3
 _MIN_ATTEMPTS = 6
 
 
@@ -126,17 +126,19 @@ _SINGLE: tuple[tuple[Group, str, str, int, int, str, Compute], ...] = (
         _over(lambda r: r.timeout_deviance, 60),
     ),
     (
-        Group.FAILURES, "failure_excess_30s", "sd", 30, 1,
-        "failures and 429 beyond the usual ones, by the rule that calls an endpoint degraded",
+        Group.FAILURES, "failure_excess", "sd", 90, 1,
+        "failures and 429 of the last 30 s or 7 attempts beyond the usual ones, as the rule for degraded counts them",
         _now(lambda r: r.failure_excess),
     ),
     (
-        Group.FAILURES, "bad_share_30s", "share", 30, 1, "failures and 429 among answered attempts, drawn towards 0",
+        Group.FAILURES, "bad_share", "share", 90, 1,
+        "failures and 429 among the answered attempts of the last 30 s or 7 attempts, drawn towards 0",
         _now(lambda r: r.bad_share),
     ),
     (
-        Group.LATENCY, "slow_distance_30s", "log ratio", 30, 1,
-        "latency against the one from which on an endpoint is called degraded", _now(lambda r: r.slow_distance),
+        Group.LATENCY, "slow_distance", "log ratio", 90, 1,
+        "latency of the last 30 s or 7 values against the one from which on an endpoint is called degraded",
+        _now(lambda r: r.slow_distance),
     ),
     (
         Group.LATENCY, "latency_slope_15_60s", "log ratio", 60, 0, "latency of 15 s against that of 60 s",

@@ -2,13 +2,15 @@
 
 The rule of this file is that of `analytics/sql/macros.sql`, in Python, for worlds that never become history: an
 integration test holds the two together. Degraded (`scoring/degradation.py`) is judged at every attempt when its outcome
-becomes known. A rate limit counts as a failure here: callers see it as one.
+becomes known, slowness at successes alone. A rate limit counts as a failure here: callers see it as one.
 """
 
 from bisect import bisect_left, bisect_right, insort
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from math import inf
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +19,8 @@ from routing.outcomes import TRAITS, Outcome, Signal
 from scoring.degradation import (
     BASELINE_FROM_S,
     BASELINE_TO_S,
+    ENOUGH,
+    LONGEST_S,
     RECENT_S,
     SLOW_QUANTILE,
     enough_attempts,
@@ -50,7 +54,7 @@ class Labels:
 
 
 class _Sorted:
-    """Exact quantiles of a span of time that slides forward."""
+    """Exact quantiles of the newest values."""
 
     __slots__ = ("_arrived", "_sorted")
 
@@ -62,8 +66,8 @@ class _Sorted:
         self._arrived.append((time, value))
         insort(self._sorted, value)
 
-    def forget_before(self, time: float) -> None:
-        while self._arrived and self._arrived[0][0] < time:
+    def forget_before(self, time: float, keep: int = 0) -> None:
+        while len(self._arrived) > keep and self._arrived[0][0] < time:
             del self._sorted[bisect_left(self._sorted, self._arrived.popleft()[1])]
 
     def __len__(self) -> int:
@@ -87,29 +91,30 @@ def degraded_moments(attempts: Sequence[Attempt]) -> list[float]:
     failed = np.cumsum([0, *(a.outcome is not Outcome.OK for a in evidence)])
     moments = np.unique(times)
     end = np.searchsorted(times, moments, side="right")
-    begin, oldest = (np.searchsorted(times, moments - span_s) for span_s in (RECENT_S, BASELINE_FROM_S))
+    recent, late, oldest = (np.searchsorted(times, moments - s) for s in (RECENT_S, LONGEST_S, BASELINE_FROM_S))
+    begin = np.minimum(recent, np.maximum(late, end - ENOUGH))
     settled = np.searchsorted(times, moments - BASELINE_TO_S, side="right")
     failing = fails(failed[end] - failed[begin], end - begin, failed[settled] - failed[oldest], settled - oldest)
     timed = [(a.time, a.ttft_s) for a in evidence if a.outcome is Outcome.OK and a.ttft_s is not None]
-    return [float(moment) for moment in moments[failing | _slow(timed, moments)]]
+    return sorted({*moments[failing].tolist(), *_slow_moments(timed)})
 
 
-def _slow(timed: Sequence[tuple[float, float]], moments: _Floats) -> npt.NDArray[np.bool_]:
-    found = np.zeros(len(moments), dtype=np.bool_)
+def _slow_moments(timed: Sequence[tuple[float, float]]) -> Iterator[float]:
+    """Yield when successes showed that the endpoint is slow, from their times and latencies."""
     recent, usual = _Sorted(), _Sorted()
-    newest = settled = 0
-    for i, now in enumerate(moments):
-        while newest < len(timed) and timed[newest][0] <= now:
-            recent.add(*timed[newest])
-            newest += 1
+    settled = 0
+    for (now, value), (following, _) in pairwise([*timed, (inf, 0.0)]):
+        recent.add(now, value)
+        if following == now:
+            continue
         while settled < len(timed) and timed[settled][0] <= now - BASELINE_TO_S:
             usual.add(*timed[settled])
             settled += 1
-        recent.forget_before(now - RECENT_S)
+        recent.forget_before(now - RECENT_S, keep=ENOUGH)
+        recent.forget_before(now - LONGEST_S)
         usual.forget_before(now - BASELINE_FROM_S)
-        if recent and usual:
-            found[i] = is_slow(recent.quantile(0.5), len(recent), usual.quantile(0.5), usual.quantile(SLOW_QUANTILE))
-    return found
+        if usual and is_slow(recent.quantile(0.5), len(recent), usual.quantile(0.5), usual.quantile(SLOW_QUANTILE)):
+            yield now
 
 
 def labels(

@@ -6,17 +6,18 @@ are off by a factor) asks for retraining. Time comes in, memory is bounded, noth
 """
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from math import log, sqrt
+from operator import attrgetter
 
 import numpy as np
 import numpy.typing as npt
 
-from routing.counts import LATENCY, Counter, Sums
+from routing.counts import LATENCY, Sums
 from routing.window import Window
 from scoring.alarms import AFTER_S, BEFORE_S, DAY_S, EXIT_RATIO
-from scoring.degradation import RECENT_S, enough_attempts, enough_timed, fails, slow_from
+from scoring.degradation import ENOUGH, RECENT_SPANS_S, enough_attempts, enough_timed, fails, slow_from
 from scoring.domain import Domain
 from scoring.drift import Histograms, PageHinkley, stability_index
 from scoring.features import NAMES
@@ -62,20 +63,22 @@ class _Watched:
 
 
 def is_degraded(window: Window, now: float) -> bool:
-    """Judge the last 30 s by the rule of the labels, read from a window: where that has medians and quantiles, means
-    and spreads of log latencies stand in.
+    """Judge by the rule of the labels, read from a window: where that has the last attempts, medians and quantiles,
+    whole spans and means and spreads of log latencies stand in.
     """
-    recent, usual = window.sums(now, int(RECENT_S)), window.baseline(now)
-    if bool(fails(*_bad_and_answered(recent), *_bad_and_answered(usual))):
+    usual = window.baseline(now)
+    recent = window.sums(now, _recent_s(window, now, attrgetter("answered")))
+    if bool(fails(recent.bad, recent.answered, usual.bad, usual.answered)):
         return True
-    shift = window.latency_shift(now, int(RECENT_S))
-    spread = max((usual.spread(first) for first in LATENCY if recent[first]), default=0.0)
+    timed_s = _recent_s(window, now, attrgetter("latency_samples"))
+    shift, timed = window.latency_shift(now, timed_s), window.sums(now, timed_s)
+    spread = max((usual.spread(first) for first in LATENCY if timed[first]), default=0.0)
     return enough_timed(shift.samples) and log(shift.ratio) >= float(slow_from(spread))
 
 
-def _bad_and_answered(sums: Sums) -> tuple[float, float]:
-    limited = sums[Counter.RATE_LIMITED]
-    return sums.failures + limited, sums.judged + limited
+def _recent_s(window: Window, now: float, count: Callable[[Sums], float]) -> int:
+    spans_s = (span_s for span_s in RECENT_SPANS_S if count(window.sums(now, span_s)) >= ENOUGH)
+    return next(spans_s, RECENT_SPANS_S[-1])
 
 
 class Monitor:
@@ -128,9 +131,7 @@ class Monitor:
             said = watched.said.popleft()
             y = watched.last_degraded > said.time
             span = int(min(300.0, self._horizon_s))
-            sums = window.sums(now, span)
-            enough = sums.judged + sums[Counter.RATE_LIMITED] >= enough_attempts(span)
-            if y or enough:
+            if y or window.sums(now, span).answered >= enough_attempts(span):
                 self._losses.append((said.risk, float(y)))
 
     def _watch_alarms(self, watched: _Watched, risk: float | None, threshold: float, now: float) -> None:

@@ -17,12 +17,12 @@ import numpy.typing as npt
 
 from routing.counts import FAILURES, LATENCY, SLOW_RATIO, Counter
 from routing.window import Window
-from scoring.degradation import RECENT_S, failure_excess, slow_from
+from scoring.degradation import ENOUGH, RECENT_SPANS_S, failure_excess, slow_from
 
 _Floats = npt.NDArray[np.float64]
 
 SPANS_S = (15, 60, 300)
-_COLUMNS_S = (*SPANS_S, int(RECENT_S))
+_COLUMNS_S = (*SPANS_S, *RECENT_SPANS_S)
 # A short baseline has seen too little to be believed: it is averaged with this many attempts of a usual endpoint.
 _PRIOR_RATE = 0.005
 _PRIOR_ATTEMPTS = 40.0
@@ -111,8 +111,9 @@ class Counts:
 class Reading:
     """The windows of n endpoints at `now` (seconds of the windows' clock).
 
-    `span`: counts over each of SPANS_S; `recent`: those over the time in which an endpoint is degraded or not; `usual`:
-    those of the baselines; `earlier`: those of the last hour without the longest span.
+    `span`: counts over each of SPANS_S; `recent` and `timed`: those over the time in which attempts, or latencies, tell
+    whether an endpoint is degraded; `usual`: those of the baselines; `earlier`: those of the last hour without the
+    longest span.
     """
 
     def __init__(self, windows: Sequence[Window], now: float) -> None:
@@ -120,8 +121,10 @@ class Reading:
         self._now = now
         raw = np.frombuffer(b"".join([window.columns(now, _COLUMNS_S) for window in windows]))
         rows = np.ascontiguousarray(raw.reshape(len(windows), len(_COLUMNS_S) + 3, len(Counter)).transpose(2, 1, 0))
-        self.span = Counts(rows[:, :1] - rows[:, 1:-3])
-        self.recent = Counts(rows[:, 0] - rows[:, -3])
+        spans = rows[:, :1] - rows[:, 1:-2]
+        self.span, lately = Counts(spans[:, : len(SPANS_S)]), Counts(spans[:, len(SPANS_S) :])
+        self.recent = _shortest(lately, lately.answered)
+        self.timed = _shortest(lately, lately.latencies)
         self.earlier = Counts(rows[:, _LONG + 1] - rows[:, -2])
         self.usual = Counts(rows[:, -1])
         # Per channel: usual mean and spread of the logarithms, by those who have values of it.
@@ -168,8 +171,8 @@ class Reading:
         """How near degraded by latency: the recent mean log ratio to the baseline, less that from which on it is slow;
         far below without evidence.
         """
-        weight, shift = self._weight_and_shift(self.recent)
-        has_values = [(self.usual[first] > 0) & (self.recent[first] > 0) for first in LATENCY]
+        weight, shift = self._weight_and_shift(self.timed)
+        has_values = [(self.usual[first] > 0) & (self.timed[first] > 0) for first in LATENCY]
         spread = np.where(has_values, self._spreads, 0.0).max(axis=0)
         return np.asarray(np.where(weight > 0, shift - slow_from(spread), _FAR))
 
@@ -351,6 +354,13 @@ class Reading:
         bad, answered = self.span.bad[_MINUTE], self.span.answered[_MINUTE]
         slow = (self.span.latencies[_MINUTE] >= 5) & (self.latency_shift[_MINUTE] >= log(2.0))
         return np.asarray(((bad >= 3) & (bad >= 0.1 * answered)) | slow)
+
+
+def _shortest(spans: Counts, evidence: _Floats) -> Counts:
+    """Return, for each endpoint, the counts of its shortest span with evidence (spans × n) enough, else the longest."""
+    has_enough = evidence >= ENOUGH
+    has_enough[-1] = True
+    return Counts(spans.values[:, has_enough.argmax(axis=0), np.arange(evidence.shape[1])])
 
 
 def _pace(counts: Counts) -> _Floats:

@@ -8,9 +8,9 @@ CREATE OR REPLACE MACRO is_evidence(outcome) AS outcome = 'ok' OR is_failure(out
 CREATE OR REPLACE MACRO unix_s(t) AS epoch_us(t) / 1e6;
 
 -- Moments at which an endpoint is degraded, judged at every attempt when its outcome becomes known:
--- in the last 30 s failures that are at least 10 % of the attempts and beyond chance against the endpoint's usual share of them (3
--- where it never fails), or at least 7 successes whose median TTFT is at least 2.5 times the endpoint's usual median and beyond its
--- usual 90 % quantile. Usual is the 30 min before, newest 5 min left out, in whole minutes: a baseline for each attempt costs many
+-- of late failures that are at least 10 % of the attempts and beyond chance against the endpoint's usual share of them (3 where it
+-- never fails), or, judged at successes, at least 7 whose median TTFT is at least 2.5 times the endpoint's usual median and beyond its
+-- usual 95 % quantile. Of late is the last 30 s, or the last 7 attempts (successes) if these are more and within 90 s. Usual is the 30 min before, newest 5 min left out, in whole minutes: a baseline for each attempt costs many
 -- times as much. `scoring/degradation.py` gives the reasons.
 CREATE OR REPLACE MACRO degraded_moments(since, until) AS TABLE
 WITH evidence AS (
@@ -20,17 +20,41 @@ WITH evidence AS (
         AND time >= CAST(since AS TIMESTAMP) - INTERVAL 31 MINUTE
         AND time < CAST(until AS TIMESTAMP)
 ),
-windowed AS (
+counted AS (
     SELECT
         endpoint,
         time,
         minute,
-        count(*) OVER recent AS n,
-        count(*) FILTER (is_failure(outcome)) OVER recent AS failures,
-        count(ttft_ms) FILTER (outcome = 'ok') OVER recent AS timed,
-        median(ttft_ms) FILTER (outcome = 'ok') OVER recent AS ttft
+        CASE WHEN count(*) OVER recent >= 7 THEN count(*) OVER recent ELSE least(7, count(*) OVER late) END AS n,
+        CASE
+            WHEN count(*) OVER recent >= 7 THEN count(*) FILTER (is_failure(outcome)) OVER recent
+            WHEN count(*) OVER late >= 7 THEN count(*) FILTER (is_failure(outcome)) OVER last
+            ELSE count(*) FILTER (is_failure(outcome)) OVER late
+        END AS failures
     FROM evidence
-    WINDOW recent AS (PARTITION BY endpoint ORDER BY time RANGE BETWEEN INTERVAL 30 SECOND PRECEDING AND CURRENT ROW)
+    WINDOW
+        recent AS (PARTITION BY endpoint ORDER BY time RANGE BETWEEN INTERVAL 30 SECOND PRECEDING AND CURRENT ROW),
+        late AS (PARTITION BY endpoint ORDER BY time RANGE BETWEEN INTERVAL 90 SECOND PRECEDING AND CURRENT ROW),
+        last AS (PARTITION BY endpoint ORDER BY time ROWS 6 PRECEDING)
+    -- Of attempts that became known at once, the last one is judged.
+    QUALIFY lead(time) OVER (PARTITION BY endpoint ORDER BY time) IS DISTINCT FROM time
+),
+timed AS (
+    SELECT
+        endpoint,
+        time,
+        minute,
+        CASE
+            WHEN count(*) OVER recent >= 7 THEN median(ttft_ms) OVER recent
+            WHEN lag(time, 6) OVER ordered >= time - INTERVAL 90 SECOND THEN median(ttft_ms) OVER last
+        END AS ttft
+    FROM evidence
+    WHERE outcome = 'ok' AND ttft_ms IS NOT NULL
+    WINDOW
+        ordered AS (PARTITION BY endpoint ORDER BY time),
+        recent AS (PARTITION BY endpoint ORDER BY time RANGE BETWEEN INTERVAL 30 SECOND PRECEDING AND CURRENT ROW),
+        last AS (PARTITION BY endpoint ORDER BY time ROWS 6 PRECEDING)
+    QUALIFY lead(time) OVER ordered IS DISTINCT FROM time
 ),
 -- A busy minute is thinned evenly to 60 to 119 successes: a median over 25 min needs no more, and memory stays bounded.
 thinned AS (
@@ -42,7 +66,7 @@ thinned AS (
 ),
 -- Each success counts towards the baselines of the minutes 6 to 30 after its own, and so does each failure.
 usual_latency AS (
-    SELECT endpoint, minute, median(ttft_ms) AS median, quantile_cont(ttft_ms, 0.9) AS ninetieth
+    SELECT endpoint, minute, median(ttft_ms) AS median, quantile_cont(ttft_ms, 0.95) AS slowest
     FROM (
         SELECT endpoint, ttft_ms, minute + to_minutes(unnest(range(6, 31))) AS minute
         FROM thinned
@@ -61,16 +85,17 @@ usual_failures AS (
     )
     GROUP BY endpoint, minute
 )
-SELECT DISTINCT windowed.endpoint, windowed.time
-FROM windowed
-LEFT JOIN usual_latency ON usual_latency.endpoint = windowed.endpoint AND usual_latency.minute = windowed.minute
-LEFT JOIN usual_failures ON usual_failures.endpoint = windowed.endpoint AND usual_failures.minute = windowed.minute
-WHERE windowed.time >= CAST(since AS TIMESTAMP)
-    AND (
-        (windowed.failures >= 0.1 * windowed.n
-            AND sqrt(windowed.failures) >= sqrt(coalesce(usual_failures.share, 0) * windowed.n) + 1.5)
-        OR (windowed.timed >= 7 AND windowed.ttft >= greatest(2.5 * usual_latency.median, usual_latency.ninetieth))
-    );
+SELECT endpoint, time
+FROM counted
+LEFT JOIN usual_failures USING (endpoint, minute)
+WHERE time >= CAST(since AS TIMESTAMP)
+    AND failures >= 0.1 * n
+    AND sqrt(failures) >= sqrt(coalesce(share, 0) * n) + 1.5
+UNION
+SELECT endpoint, time
+FROM timed
+JOIN usual_latency USING (endpoint, minute)
+WHERE time >= CAST(since AS TIMESTAMP) AND ttft >= greatest(2.5 * median, slowest);
 
 -- Health samples in [since, until) with what followed each within the horizon: `degraded` (at any moment in (time, time + horizon])
 -- and `known` (all of it lies before `until`, and it was degraded or at least 3 attempts per 30 s became known in there: fewer could

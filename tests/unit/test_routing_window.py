@@ -43,6 +43,8 @@ def test_sums_over_any_span_are_those_of_the_whole_list(start: float, seed: int)
             assert sums[Counter.STARTED] == len(inside)
             assert sums.failures == sum(TRAITS[o].failed for o in inside)
             assert sums.judged == sums.failures + sums[Counter.OK]
+            limited = inside.count(Outcome.RATE_LIMITED)
+            assert (sums.bad, sums.answered) == (sums.failures + limited, sums.judged + limited)
 
 
 def _hour(window: Window, now: float, counter: Counter) -> float:

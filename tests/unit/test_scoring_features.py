@@ -9,6 +9,7 @@ from routing.outcomes import Outcome
 from routing.window import Window
 from scoring import features
 from scoring.features import FEATURE_SET, FEATURES, NAMES, Member, in_domain, matrix, peer_context
+from scoring.monitor import is_degraded
 from scoring.reading import signed_deviance, upper_tail
 from tools import features as tools_features
 
@@ -254,13 +255,36 @@ def test_nearness_to_degraded_speaks_as_the_label_does() -> None:
         for i in range(failures):
             window.finished(f"bad-{i}", Outcome.SERVER_ERROR, now + i)
         row = dict(zip(NAMES, vector(window, now + 5), strict=True))
-        assert (row["failure_excess_30s"] >= 3) is degraded
-        assert row["bad_share_30s"] == pytest.approx(failures / (250 + failures + 5))
+        assert (row["failure_excess"] >= 3) is degraded
+        assert row["bad_share"] == pytest.approx(failures / (250 + failures + 5))
 
 
 def test_latency_is_at_no_distance_where_the_label_calls_it_slow() -> None:
     window = Window()
     now = quiet_then(window, 600, 0.25, 31)
-    assert dict(zip(NAMES, vector(window, now), strict=True))["slow_distance_30s"] == pytest.approx(0.0, abs=0.02)
-    silent = dict(zip(NAMES, vector(window, now + 60), strict=True))
-    assert silent["slow_distance_30s"] == -3.0
+    assert dict(zip(NAMES, vector(window, now), strict=True))["slow_distance"] == pytest.approx(0.0, abs=0.02)
+    silent = dict(zip(NAMES, vector(window, now + 90), strict=True))
+    assert silent["slow_distance"] == -3.0
+
+
+@pytest.mark.parametrize("gap_s", [4.0, 8.0, 13.0])
+@pytest.mark.parametrize(("then", "slow"), [(0.26, True), (0.23, False)])
+def test_seven_latencies_are_enough_to_be_slow_however_rare_they_are(gap_s: float, then: float, *, slow: bool) -> None:
+    """One attempt in a few seconds brings fewer than seven in half a minute: the last ones tell, up to 90 s back."""
+    window = Window()
+    times = [START + gap_s * i for i in range(150)]
+    for i, now in enumerate(times):
+        window.finished(str(i), Outcome.OK, now, ttft_s=then if i >= 140 else 0.1)
+    row = dict(zip(NAMES, vector(window, times[-1]), strict=True))
+    assert (row["slow_distance"] >= 0) is slow
+    assert is_degraded(window, times[-1]) is slow
+
+
+def test_three_failures_of_the_last_few_attempts_degrade_however_rare_they_are() -> None:
+    window = Window()
+    times = [START + 8.0 * i for i in range(150)]
+    for i, now in enumerate(times):
+        window.finished(str(i), Outcome.SERVER_ERROR if i in (144, 146, 148) else Outcome.OK, now, ttft_s=0.1)
+        row = dict(zip(NAMES, vector(window, now), strict=True))
+        assert (row["failure_excess"] >= 3) is (i >= 148)
+        assert is_degraded(window, now) is (i >= 148)

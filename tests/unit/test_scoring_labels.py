@@ -44,11 +44,30 @@ def test_simultaneous_attempts_are_judged_together() -> None:
     assert degraded_moments([failed(1.0), failed(1.0), failed(1.0)]) == [1.0]
 
 
+def test_one_call_in_eight_seconds_is_judged_by_the_last_seven() -> None:
+    quiet = [ok(8.0 * i) for i in range(50)]
+    slow = [ok(400.0 + 8.0 * i, 0.3) for i in range(10)]
+    assert degraded_moments(quiet + slow) == [a.time for a in slow[3:]]  # four of seven are slow
+    hurt = [failed(400.0), ok(408.0), failed(416.0), ok(424.0), failed(432.0), ok(440.0), ok(448.0), ok(456.0)]
+    assert degraded_moments(quiet + hurt) == [432.0, 440.0, 448.0]  # then the first is the eighth last
+    recovered = [ok(480.0 + 8.0 * i) for i in range(10)]
+    assert max(degraded_moments(quiet + slow + recovered)) == 496.0
+
+
+def test_what_is_older_than_90_s_is_not_of_late() -> None:
+    quiet = [ok(8.0 * i) for i in range(50)]
+    assert degraded_moments(quiet + [ok(500.0 + 15.0 * i, 0.3) for i in range(20)])
+    assert degraded_moments(quiet + [ok(500.0 + 16.0 * i, 0.3) for i in range(20)]) == []
+    assert degraded_moments([failed(0.0), failed(45.0), failed(90.0)]) == [90.0]
+    assert degraded_moments([failed(0.0), failed(45.0), failed(90.5)]) == []
+
+
 @pytest.mark.parametrize("seed", range(5))
-def test_sliding_is_the_same_as_counting_anew(seed: int) -> None:
+@pytest.mark.parametrize("per_s", [0.8, 0.1])
+def test_sliding_is_the_same_as_counting_anew(per_s: float, seed: int) -> None:
     rng, attempts, now = Random(seed), list[Attempt](), 0.0
     for _ in range(1500):
-        now = round(now + rng.expovariate(0.8), 6)
+        now = round(now + rng.expovariate(per_s), 6)
         slow = 600 < now < 800
         outcome = rng.choice([Outcome.OK] * 20 + [Outcome.TIMEOUT, Outcome.RATE_LIMITED, Outcome.CANCELLED])
         ttft_s = rng.lognormvariate(0, 0.4) * (3 if slow else 1) if rng.random() < 0.8 else None
@@ -60,15 +79,21 @@ def counted_anew(attempts: list[Attempt], at: Attempt) -> bool:
     if at.outcome is Outcome.CANCELLED:
         return False
     evidence = [a for a in attempts if a.outcome is not Outcome.CANCELLED]
-    recent = [a for a in evidence if at.time - 30 <= a.time <= at.time]
-    timed = sorted(a.ttft_s for a in recent if a.ttft_s is not None)
+    recent = of_late(evidence, at.time)
+    timed = [a.ttft_s for a in of_late([a for a in evidence if a.ttft_s is not None], at.time) if a.ttft_s is not None]
     earlier = [a for a in evidence if at.time - 1800 <= a.time <= at.time - 300]
     before = [a.ttft_s for a in earlier if a.ttft_s is not None]
     failures = sum(a.outcome is not Outcome.OK for a in recent)
     usual = min(0.1, sum(a.outcome is not Outcome.OK for a in earlier) / (len(earlier) + 30))
     fails = failures >= 0.1 * len(recent) and math.sqrt(failures) >= math.sqrt(usual * len(recent)) + 1.5
-    slow = len(timed) >= 7 and bool(before) and np.median(timed) >= np.max(np.quantile(before, (0.5, 0.9)) * (2.5, 1.0))
-    return fails or bool(slow)
+    slow_from = np.max(np.quantile(before, (0.5, 0.95)) * (2.5, 1.0)) if before else math.inf
+    slow = len(timed) >= 7 and np.median(timed) >= slow_from
+    return fails or (at.ttft_s is not None and bool(slow))
+
+
+def of_late(attempts: list[Attempt], now: float) -> list[Attempt]:
+    recent, late = ([a for a in attempts if now - span_s <= a.time <= now] for span_s in (30, 90))
+    return recent if len(recent) >= 7 else late[-7:]
 
 
 def test_what_an_endpoint_always_does_is_no_degradation() -> None:
@@ -88,7 +113,7 @@ def test_who_always_fails_more_than_a_tenth_degrades_all_the_same() -> None:
     assert degraded_moments(bad + worse)
 
 
-def test_latency_that_always_varies_is_slow_only_beyond_its_slowest_tenth() -> None:
+def test_latency_that_always_varies_is_slow_only_beyond_its_slowest_twentieth() -> None:
     """One latency in eight is ten times the others: a median of three times is slow for one who never varies."""
     steady = [ok(float(t)) for t in range(1800)]
     varied = [ok(float(t), 1.0 if t % 8 == 0 else 0.1) for t in range(1800)]
