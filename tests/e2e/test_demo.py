@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 
@@ -68,6 +69,15 @@ def test_the_plot_is_a_picture_with_something_on_it(told: tuple[subprocess.Compl
     assert len(colours) > 50
 
 
+@pytest.fixture
+def heeds_interrupts() -> Iterator[None]:
+    """A job in the background of a shell ignores SIGINT, and so would what it starts."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heeds_interrupts")
 def test_an_interrupted_demo_stops_its_processes(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "sim.demo", "--fast", "--out", str(tmp_path)]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
