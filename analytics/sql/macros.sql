@@ -10,8 +10,9 @@ CREATE OR REPLACE MACRO unix_s(t) AS epoch_us(t) / 1e6;
 -- Moments at which an endpoint is degraded, judged at every attempt when its outcome becomes known:
 -- of late failures that are at least 10 % of the attempts and beyond chance against the endpoint's usual share of them (3 where it
 -- never fails), or, judged at successes, at least 7 whose median TTFT is at least 2.5 times the endpoint's usual median and beyond its
--- usual 95 % quantile. Of late is the last 30 s, or the last 7 attempts (successes) if these are more and within 90 s. Usual is the 30 min before, newest 5 min left out, in whole minutes: a baseline for each attempt costs many
--- times as much. `scoring/degradation.py` gives the reasons.
+-- usual 95 % quantile. Of late is the last 30 s, or the last 7 attempts (successes) if these are more and within 90 s. Usual is the
+-- 30 min before, newest 5 min left out, in whole minutes: a baseline for each attempt costs many times as much.
+-- `scoring/degradation.py` gives the reasons.
 CREATE OR REPLACE MACRO degraded_moments(since, until) AS TABLE
 WITH evidence AS (
     SELECT endpoint, time, ttft_ms, outcome, time_bucket(INTERVAL 1 MINUTE, time) AS minute
