@@ -20,8 +20,8 @@ from routing.counts import SLOW_RATIO
 RECENT_S = 30.0
 LONGEST_S = 90.0
 ENOUGH = 7
-# For those who know counts of whole spans only: the shortest that holds ENOUGH stands for the last ENOUGH.
-RECENT_SPANS_S = (30, 60, 90)
+# For those who know counts of whole spans only.
+RECENT_SPANS_S = (30, 40, 50, 60, 70, 80, 90)
 BASELINE_FROM_S = 1800.0
 BASELINE_TO_S = 300.0
 SLOW_QUANTILE = 0.95

@@ -19,7 +19,7 @@ from scoring.reading import SPANS_S, Reading
 
 _Floats = npt.NDArray[np.float64]
 
-_REVISION = 3
+_REVISION = 4
 _MIN_ATTEMPTS = 6
 
 

@@ -6,21 +6,20 @@ are off by a factor) asks for retraining. Time comes in, memory is bounded, noth
 """
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import log, sqrt
-from operator import attrgetter
 
 import numpy as np
 import numpy.typing as npt
 
-from routing.counts import LATENCY, Sums
 from routing.window import Window
 from scoring.alarms import AFTER_S, BEFORE_S, DAY_S, EXIT_RATIO
-from scoring.degradation import ENOUGH, RECENT_SPANS_S, enough_attempts, enough_timed, fails, slow_from
+from scoring.degradation import enough_attempts
 from scoring.domain import Domain
 from scoring.drift import Histograms, PageHinkley, stability_index
 from scoring.features import NAMES
+from scoring.reading import Reading
 
 _Floats = npt.NDArray[np.float64]
 SAMPLE_S = 10.0
@@ -62,25 +61,6 @@ class _Watched:
     alarms: deque[float] = field(default_factory=deque)
 
 
-def is_degraded(window: Window, now: float) -> bool:
-    """Judge by the rule of the labels, read from a window: where that has the last attempts, medians and quantiles,
-    whole spans and means and spreads of log latencies stand in.
-    """
-    usual = window.baseline(now)
-    recent = window.sums(now, _recent_s(window, now, attrgetter("answered")))
-    if bool(fails(recent.bad, recent.answered, usual.bad, usual.answered)):
-        return True
-    timed_s = _recent_s(window, now, attrgetter("latency_samples"))
-    shift, timed = window.latency_shift(now, timed_s), window.sums(now, timed_s)
-    spread = max((usual.spread(first) for first in LATENCY if timed[first]), default=0.0)
-    return enough_timed(shift.samples) and log(shift.ratio) >= float(slow_from(spread))
-
-
-def _recent_s(window: Window, now: float, count: Callable[[Sums], float]) -> int:
-    spans_s = (span_s for span_s in RECENT_SPANS_S if count(window.sums(now, span_s)) >= ENOUGH)
-    return next(spans_s, RECENT_SPANS_S[-1])
-
-
 class Monitor:
     """Judges one forecaster from the moment it serves."""
 
@@ -111,9 +91,10 @@ class Monitor:
         if sampling:
             self._next_sample = now + SAMPLE_S
             doubts += self._features(x[[risk is not None for risk in risks]])
+            for watched, degraded in zip(self._watched, Reading(windows, now).degraded, strict=True):
+                if degraded:
+                    watched.last_degraded = now
         for watched, window, risk in zip(self._watched, windows, risks, strict=True):
-            if sampling and is_degraded(window, now):
-                watched.last_degraded = now
             self._judge(watched, window, now)
             self._watch_alarms(watched, risk, threshold, now)
             if sampling and risk is not None:

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from routing.counts import FAILURES, LATENCY, SLOW_RATIO, Counter
 from routing.window import Window
-from scoring.degradation import ENOUGH, RECENT_SPANS_S, failure_excess, slow_from
+from scoring.degradation import ENOUGH, RECENT_SPANS_S, fails, failure_excess, slow_from
 
 _Floats = npt.NDArray[np.float64]
 
@@ -99,7 +99,8 @@ class Counts:
 
     def mean_log(self, first: Counter) -> _Floats:
         """Mean logarithm of the channel whose `_N` counter is `first`; 0 without values."""
-        return np.asarray(self.values[first + 1] / np.maximum(self.values[first], 1.0))
+        n = self.values[first]
+        return np.asarray(self.values[first + 1] / np.where(n > 0, n, 1.0))
 
     def spread(self, first: Counter) -> _Floats:
         """Standard deviation of the logarithms of a channel; 0 with fewer than two values."""
@@ -123,8 +124,8 @@ class Reading:
         rows = np.ascontiguousarray(raw.reshape(len(windows), len(_COLUMNS_S) + 3, len(Counter)).transpose(2, 1, 0))
         spans = rows[:, :1] - rows[:, 1:-2]
         self.span, lately = Counts(spans[:, : len(SPANS_S)]), Counts(spans[:, len(SPANS_S) :])
-        self.recent = _shortest(lately, lately.answered)
-        self.timed = _shortest(lately, lately.latencies)
+        self.recent = _latest(lately, lately.answered)
+        self.timed = _latest(lately, lately.latencies)
         self.earlier = Counts(rows[:, _LONG + 1] - rows[:, -2])
         self.usual = Counts(rows[:, -1])
         # Per channel: usual mean and spread of the logarithms, by those who have values of it.
@@ -175,6 +176,13 @@ class Reading:
         has_values = [(self.usual[first] > 0) & (self.timed[first] > 0) for first in LATENCY]
         spread = np.where(has_values, self._spreads, 0.0).max(axis=0)
         return np.asarray(np.where(weight > 0, shift - slow_from(spread), _FAR))
+
+    @property
+    def degraded(self) -> npt.NDArray[np.bool_]:
+        """Where the rule of the labels calls an endpoint degraded, as near as counts, means and spreads tell."""
+        fail = fails(self.recent.bad, self.recent.answered, self.usual.bad, self.usual.answered)
+        # Parts of spans add up to ENOUGH within a rounding.
+        return np.asarray(fail | ((self.timed.latencies > ENOUGH - 1) & (self.slow_distance >= 0)))
 
     @cached_property
     def limited_rate(self) -> _Floats:
@@ -356,11 +364,18 @@ class Reading:
         return np.asarray(((bad >= 3) & (bad >= 0.1 * answered)) | slow)
 
 
-def _shortest(spans: Counts, evidence: _Floats) -> Counts:
-    """Return, for each endpoint, the counts of its shortest span with evidence (spans × n) enough, else the longest."""
-    has_enough = evidence >= ENOUGH
-    has_enough[-1] = True
-    return Counts(spans.values[:, has_enough.argmax(axis=0), np.arange(evidence.shape[1])])
+def _latest(spans: Counts, evidence: _Floats) -> Counts:
+    """Return, for each endpoint, the counts of the shortest of `spans` if its `evidence` (spans × n) is ENOUGH, else of
+    its last ENOUGH: from each longer span as large a part of what it adds as is missing. All of it is too little
+    evidence, or the latest; never the whole of a span whose beginning has nothing to do with now.
+    """
+    found, has = spans.values[:, 0], evidence[0]
+    for i in range(1, len(evidence)):
+        added = evidence[i] - evidence[i - 1]
+        part = np.clip((ENOUGH - has) / np.where(added > 0, added, 1.0), 0.0, 1.0)
+        found = found + part * (spans.values[:, i] - spans.values[:, i - 1])
+        has = has + part * added
+    return Counts(found)
 
 
 def _pace(counts: Counts) -> _Floats:

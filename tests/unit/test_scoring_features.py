@@ -9,8 +9,7 @@ from routing.outcomes import Outcome
 from routing.window import Window
 from scoring import features
 from scoring.features import FEATURE_SET, FEATURES, NAMES, Member, in_domain, matrix, peer_context
-from scoring.monitor import is_degraded
-from scoring.reading import signed_deviance, upper_tail
+from scoring.reading import Reading, signed_deviance, upper_tail
 from tools import features as tools_features
 
 START = 1_700_000_000.0
@@ -277,7 +276,7 @@ def test_seven_latencies_are_enough_to_be_slow_however_rare_they_are(gap_s: floa
         window.finished(str(i), Outcome.OK, now, ttft_s=then if i >= 140 else 0.1)
     row = dict(zip(NAMES, vector(window, times[-1]), strict=True))
     assert (row["slow_distance"] >= 0) is slow
-    assert is_degraded(window, times[-1]) is slow
+    assert Reading([window], times[-1]).degraded.tolist() == [slow]
 
 
 def test_three_failures_of_the_last_few_attempts_degrade_however_rare_they_are() -> None:
@@ -287,4 +286,18 @@ def test_three_failures_of_the_last_few_attempts_degrade_however_rare_they_are()
         window.finished(str(i), Outcome.SERVER_ERROR if i in (144, 146, 148) else Outcome.OK, now, ttft_s=0.1)
         row = dict(zip(NAMES, vector(window, now), strict=True))
         assert (row["failure_excess"] >= 3) is (i >= 148)
-        assert is_degraded(window, now) is (i >= 148)
+        assert Reading([window], now).degraded.tolist() == [i >= 148]
+
+
+def test_an_outage_that_is_over_does_not_come_back_as_attempts_get_rare() -> None:
+    """Failures of a minute ago are not of late, however few attempts have ended since: they are not the last seven."""
+    window = Window()
+    now = quiet_then(window, 600, 0.1, 1)
+    for i in range(40):
+        window.finished(f"bad-{i}", Outcome.SERVER_ERROR, now + i / 10)
+    for i in range(20):
+        window.finished(f"good-{i}", Outcome.OK, now + 20 + i / 2, ttft_s=0.1)
+    for later in range(36, 85):
+        row = dict(zip(NAMES, vector(window, now + later), strict=True))
+        assert row["failure_excess"] < 3, later
+        assert Reading([window], now + later).degraded.tolist() == [False]

@@ -14,7 +14,8 @@ from scoring.drift import Histograms, PageHinkley, proportion_z, stability_index
 from scoring.features import Member, in_domain, matrix
 from scoring.forecaster import Forecaster
 from scoring.labels import degraded_moments
-from scoring.monitor import Doubt, Monitor, is_degraded
+from scoring.monitor import Doubt, Monitor
+from scoring.reading import Reading
 from scoring.registry import PRIOR
 from sim.traffic import play, traces
 from sim.world import START_S, Setting, make_world
@@ -57,11 +58,11 @@ def test_the_rule_read_from_windows_is_that_of_the_labels() -> None:
         all_traces = traces(world)
         moments = [np.array(degraded_moments(trace.attempts)) for trace in all_traces]
         for now, windows in play(all_traces, world.duration_s, 10.0):
-            for window, degraded in zip(windows, moments, strict=True):
+            for said, degraded in zip(Reading(windows, now).degraded, moments, strict=True):
                 truth = bool(((degraded > now - 5) & (degraded <= now)).any())
                 asked += 1
                 found += truth
-                agreed += is_degraded(window, now) == truth
+                agreed += said == truth
     assert found > 30
     assert agreed / asked > 0.97
 
