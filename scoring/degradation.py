@@ -21,7 +21,7 @@ RECENT_S = 30.0
 LONGEST_S = 90.0
 ENOUGH = 7
 # For those who know counts of whole spans only.
-RECENT_SPANS_S = (30, 40, 50, 60, 70, 80, 90)
+RECENT_SPANS_S = tuple(range(int(RECENT_S), int(LONGEST_S) + 1, 10))
 BASELINE_FROM_S = 1800.0
 BASELINE_TO_S = 300.0
 SLOW_QUANTILE = 0.95
@@ -59,16 +59,16 @@ def fails(
     return np.asarray((np.asarray(failures) >= FAILURE_SHARE * np.asarray(attempts)) & beyond_chance)
 
 
-def enough_timed(timed: float) -> bool:
-    """Tell whether so many latencies can show that an endpoint is slow."""
-    return timed >= ENOUGH
+def enough_timed(timed: npt.ArrayLike) -> npt.NDArray[np.bool_]:
+    """Tell whether so many latencies can show that an endpoint is slow; parts of spans are ENOUGH within a rounding."""
+    return np.greater(timed, ENOUGH - 1)
 
 
 def is_slow(median: float, timed: float, usual_median: float, usual_slowest: float) -> bool:
     """Tell whether the median of `timed` latencies is 2.5 times the usual one or more, and that of no fewer than 7
     beyond the slowest usual twentieth, which chance alone hardly brings about.
     """
-    return enough_timed(timed) and median >= max(SLOW_RATIO * usual_median, usual_slowest)
+    return bool(enough_timed(timed)) and median >= max(SLOW_RATIO * usual_median, usual_slowest)
 
 
 def slow_from(spread: npt.ArrayLike) -> _Floats:

@@ -17,12 +17,12 @@ import numpy.typing as npt
 
 from routing.counts import FAILURES, LATENCY, SLOW_RATIO, Counter
 from routing.window import Window
-from scoring.degradation import ENOUGH, RECENT_SPANS_S, fails, failure_excess, slow_from
+from scoring.degradation import ENOUGH, RECENT_SPANS_S, enough_timed, fails, failure_excess, slow_from
 
 _Floats = npt.NDArray[np.float64]
 
 SPANS_S = (15, 60, 300)
-_COLUMNS_S = (*SPANS_S, *RECENT_SPANS_S)
+_RECENT_S, *_LONGER_S = RECENT_SPANS_S
 # A short baseline has seen too little to be believed: it is averaged with this many attempts of a usual endpoint.
 _PRIOR_RATE = 0.005
 _PRIOR_ATTEMPTS = 40.0
@@ -90,6 +90,12 @@ class Counts:
         """Latency values of both channels."""
         return self[Counter.TTFT_N] + self[Counter.REPLY_N]
 
+    def replaced(self, places: npt.NDArray[np.intp], values: _Floats) -> "Counts":
+        """Return the same with other counts (counters × len(places)) of the endpoints at `places`."""
+        changed = self.values.copy()
+        changed[:, places] = values
+        return Counts(changed)
+
     def total(self, counters: Sequence[Counter]) -> _Floats:
         """Return the sum of some counters."""
         found = self[counters[0]]
@@ -109,6 +115,12 @@ class Counts:
         return np.asarray(np.where(self.values[first] >= 2, np.sqrt(np.maximum(variance, 0.0)), 0.0))
 
 
+def _rows(windows: Sequence[Window], now: float, spans_s: Sequence[int]) -> _Floats:
+    """Return what `Window.columns` says of each: counters × rows × n."""
+    raw = np.frombuffer(b"".join([window.columns(now, spans_s) for window in windows]))
+    return np.ascontiguousarray(raw.reshape(len(windows), len(spans_s) + 3, len(Counter)).transpose(2, 1, 0))
+
+
 class Reading:
     """The windows of n endpoints at `now` (seconds of the windows' clock).
 
@@ -120,12 +132,15 @@ class Reading:
     def __init__(self, windows: Sequence[Window], now: float) -> None:
         self._windows = windows
         self._now = now
-        raw = np.frombuffer(b"".join([window.columns(now, _COLUMNS_S) for window in windows]))
-        rows = np.ascontiguousarray(raw.reshape(len(windows), len(_COLUMNS_S) + 3, len(Counter)).transpose(2, 1, 0))
-        spans = rows[:, :1] - rows[:, 1:-2]
-        self.span, lately = Counts(spans[:, : len(SPANS_S)]), Counts(spans[:, len(SPANS_S) :])
-        self.recent = _latest(lately, lately.answered)
-        self.timed = _latest(lately, lately.latencies)
+        rows = _rows(windows, now, (*SPANS_S, _RECENT_S))
+        self.span = Counts(rows[:, :1] - rows[:, 1:-3])
+        self.recent = self.timed = recent = Counts(rows[:, 0] - rows[:, -3])
+        few = np.flatnonzero(np.minimum(recent.answered, recent.latencies) < ENOUGH)
+        if len(few):
+            longer = _rows([windows[int(i)] for i in few], now, _LONGER_S)
+            spans = np.concatenate([recent.values[:, None, few], longer[:, :1] - longer[:, 1:-2]], axis=1)
+            self.recent = recent.replaced(few, _latest(spans, Counts(spans).answered))
+            self.timed = recent.replaced(few, _latest(spans, Counts(spans).latencies))
         self.earlier = Counts(rows[:, _LONG + 1] - rows[:, -2])
         self.usual = Counts(rows[:, -1])
         # Per channel: usual mean and spread of the logarithms, by those who have values of it.
@@ -181,8 +196,7 @@ class Reading:
     def degraded(self) -> npt.NDArray[np.bool_]:
         """Where the rule of the labels calls an endpoint degraded, as near as counts, means and spreads tell."""
         fail = fails(self.recent.bad, self.recent.answered, self.usual.bad, self.usual.answered)
-        # Parts of spans add up to ENOUGH within a rounding.
-        return np.asarray(fail | ((self.timed.latencies > ENOUGH - 1) & (self.slow_distance >= 0)))
+        return np.asarray(fail | (enough_timed(self.timed.latencies) & (self.slow_distance >= 0)))
 
     @cached_property
     def limited_rate(self) -> _Floats:
@@ -364,18 +378,18 @@ class Reading:
         return np.asarray(((bad >= 3) & (bad >= 0.1 * answered)) | slow)
 
 
-def _latest(spans: Counts, evidence: _Floats) -> Counts:
-    """Return, for each endpoint, the counts of the shortest of `spans` if its `evidence` (spans × n) is ENOUGH, else of
-    its last ENOUGH: from each longer span as large a part of what it adds as is missing. All of it is too little
-    evidence, or the latest; never the whole of a span whose beginning has nothing to do with now.
+def _latest(spans: _Floats, evidence: _Floats) -> _Floats:
+    """Return, for each endpoint, the counts of the shortest of `spans` (counters × spans × n) if its `evidence`
+    (spans × n) is ENOUGH, else of about its last ENOUGH: from each longer span the part of what it adds that is
+    missing. The whole of a longer span would bring back what was over before the last ENOUGH began.
     """
-    found, has = spans.values[:, 0], evidence[0]
+    found, has = spans[:, 0], evidence[0]
     for i in range(1, len(evidence)):
         added = evidence[i] - evidence[i - 1]
         part = np.clip((ENOUGH - has) / np.where(added > 0, added, 1.0), 0.0, 1.0)
-        found = found + part * (spans.values[:, i] - spans.values[:, i - 1])
+        found = found + part * (spans[:, i] - spans[:, i - 1])
         has = has + part * added
-    return Counts(found)
+    return found
 
 
 def _pace(counts: Counts) -> _Floats:

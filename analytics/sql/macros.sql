@@ -36,9 +36,10 @@ counted AS (
     WINDOW
         recent AS (PARTITION BY endpoint ORDER BY time RANGE BETWEEN INTERVAL 30 SECOND PRECEDING AND CURRENT ROW),
         late AS (PARTITION BY endpoint ORDER BY time RANGE BETWEEN INTERVAL 90 SECOND PRECEDING AND CURRENT ROW),
-        last AS (PARTITION BY endpoint ORDER BY time ROWS 6 PRECEDING)
+        last AS (PARTITION BY endpoint ORDER BY time ROWS 6 PRECEDING),
+        ordered AS (PARTITION BY endpoint ORDER BY time)
     -- Of attempts that became known at once, the last one is judged.
-    QUALIFY lead(time) OVER (PARTITION BY endpoint ORDER BY time) IS DISTINCT FROM time
+    QUALIFY lead(time) OVER ordered IS DISTINCT FROM time
 ),
 timed AS (
     SELECT
