@@ -28,15 +28,14 @@ from numpy.lib.stride_tricks import sliding_window_view
 from rich import box
 from rich.console import Console
 from rich.table import Table
-from sklearn.ensemble import HistGradientBoostingClassifier
 
 from scoring.alarms import DAY_S, choose_threshold, endpoint_days, false_alarms
 from scoring.calibration import Calibration, fit_calibration, fit_groups
-from scoring.forecaster import Scores, Weighted
+from scoring.forecaster import Scores, Weighted, weighted_sum
 from scoring.gate import Contender, GateReport, judge
 from scoring.history_rows import Part
 from scoring.metrics import average_precision, lead_s
-from scoring.training import MAX_TREES, export
+from scoring.training import Shape, export, fit_classifier, refitted
 
 FOLDER = Path("../shared/data/smd/parquet")
 _OUTPUT = Path("build/smd.json")
@@ -57,11 +56,9 @@ MODEL, LEVEL, Z, SERVED = "model", "level rule", "z rule", "what is served"
 # A hundred breaks or so are few: trees are small, their leaves outlast any one break, and each of some forests sees
 # other features at each split.
 _FORESTS = 3
-_LEAVES = 4
-_SMALLEST_LEAF = 500
-_FEATURES_PER_SPLIT = 0.3
-_PATIENCE = 12
-_FEWEST_TREES = 5
+_SHAPE = Shape(leaves=4, smallest_leaf=500, features_per_split=0.3)
+# Nearer to the limit, the first two features, is never safer; all else is free.
+_NEARNESS = (1, 1)
 # CPU and load, memory, disk, swap, network, TCP and UDP.
 _GROUPS = (range(4), range(4, 8), range(8, 16), range(16, 18), range(18, 22), range(22, 38))
 
@@ -227,7 +224,7 @@ class Blend:
 
     def log_odds(self, x: _Floats) -> _Floats:
         """Return one value per row of `x` (n × features), higher for more risk."""
-        return sum((part.weight * part.model.log_odds(x) for part in self.parts), start=np.zeros(len(x)))
+        return weighted_sum(self.parts, x)
 
 
 def fit(parts: Sequence[Sequence[Minutes]]) -> tuple[Blend, Blend]:
@@ -237,29 +234,11 @@ def fit(parts: Sequence[Sequence[Minutes]]) -> tuple[Blend, Blend]:
     """
     (x, y), (x_stop, y_stop) = _rows(parts[0]), _rows(parts[1])
     x_all, y_all = _rows([minutes for part in parts for minutes in part])
-    stopped, whole = [], []
-    for seed in range(_FORESTS):
-        first = _trees(x.shape[1], seed, MAX_TREES, early_stopping=True).fit(x, y, X_val=x_stop, y_val=y_stop)
-        needed = max(_FEWEST_TREES, first.n_iter_ - _PATIENCE)
-        stopped.append(Weighted(1 / _FORESTS, export(first)))
-        again = _trees(x.shape[1], seed, needed, early_stopping=False).fit(x_all, y_all)
-        whole.append(Weighted(1 / _FORESTS, export(again)))
-    return Blend(tuple(stopped)), Blend(tuple(whole))
-
-
-def _trees(features: int, seed: int, most: int, *, early_stopping: bool) -> HistGradientBoostingClassifier:
-    """Return an unfitted classifier. Nearer to the limit, the first two features, is never safer; all else is free."""
-    return HistGradientBoostingClassifier(
-        max_iter=most,
-        max_leaf_nodes=_LEAVES,
-        min_samples_leaf=_SMALLEST_LEAF,
-        max_features=_FEATURES_PER_SPLIT,
-        l2_regularization=5.0,
-        monotonic_cst=np.array([1, 1, *(0 for _ in range(features - 2))]),
-        early_stopping=early_stopping,
-        n_iter_no_change=_PATIENCE,
-        random_state=seed,
-    )
+    directions = (*_NEARNESS, *(0 for _ in range(x.shape[1] - len(_NEARNESS))))
+    fitted = [fit_classifier(x, y, x_stop, y_stop, seed, directions, _SHAPE) for seed in range(_FORESTS)]
+    again = [refitted(one, x_all, y_all) for one in fitted]
+    stopped, whole = (Blend(tuple(Weighted(1 / _FORESTS, export(one)) for one in some)) for some in (fitted, again))
+    return stopped, whole
 
 
 def part_of(all_minutes: Sequence[Minutes]) -> Part:

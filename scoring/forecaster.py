@@ -32,6 +32,15 @@ class Weighted:
     model: Scores
 
 
+def weighted_sum(parts: Sequence[Weighted], x: _Floats) -> _Floats:
+    """Return the log-odds of each row of `x` (n × features), those of all parts added by weight."""
+    total = np.zeros(len(x))
+    if len(x):
+        for part in parts:
+            total += part.weight * part.model.log_odds(x)
+    return total
+
+
 @dataclass(frozen=True, slots=True)
 class Forecaster:
     """From features to the calibrated probability of being degraded within the horizon.
@@ -47,11 +56,7 @@ class Forecaster:
 
     def log_odds(self, x: _Floats) -> _Floats:
         """Return the blended log-odds of each row of `x` (n × features), before calibration."""
-        total = np.zeros(len(x))
-        if len(x):
-            for part in self.parts:
-                total += part.weight * part.model.log_odds(x)
-        return total
+        return weighted_sum(self.parts, x)
 
     def risks(self, x: _Floats, groups: Sequence[str] = ()) -> _Floats:
         """Return one probability per row of `x` (n × features); `groups` names each row's group, none when empty."""

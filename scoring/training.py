@@ -6,10 +6,12 @@ on held-out data instead.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from sklearn.base import clone
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.linear_model import LogisticRegression
 
@@ -20,11 +22,24 @@ from scoring.linear import Linear
 _Floats = npt.NDArray[np.float64]
 _Labels = npt.NDArray[np.int8]
 
-MAX_TREES = 160
+_MAX_TREES = 160
+_PATIENCE = 12
+_FEWEST_TREES = 5
 # Rare kinds of trouble, a hang say, are some hundred rows in half a million: larger leaves would blend them.
 _LARGEST_LEAF = 100
 _RIDGE = 0.1
 _MAX_STEPS = 300
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What one tree may be: its leaves, the rows of its smallest leaf (by default a three-hundredth of all, 20 to 100),
+    and the share in (0, 1] of the features that each split chooses among.
+    """
+
+    leaves: int = 24
+    smallest_leaf: int | None = None
+    features_per_split: float = 1.0
 
 
 def fit_classifier(
@@ -34,6 +49,7 @@ def fit_classifier(
     y_val: _Labels,
     seed: int,
     directions: Sequence[int] = DIRECTIONS,
+    shape: Shape = Shape(),
 ) -> HistGradientBoostingClassifier:
     """Fit on (x, y) and stop when the loss on the validation part stops falling.
 
@@ -42,18 +58,26 @@ def fit_classifier(
     """
     classifier = HistGradientBoostingClassifier(
         learning_rate=0.1,
-        max_iter=MAX_TREES,
-        max_leaf_nodes=24,
+        max_iter=_MAX_TREES,
+        max_leaf_nodes=shape.leaves,
         max_depth=8,
-        min_samples_leaf=min(_LARGEST_LEAF, max(20, len(x) // 300)),
+        min_samples_leaf=shape.smallest_leaf or min(_LARGEST_LEAF, max(20, len(x) // 300)),
+        max_features=shape.features_per_split,
         l2_regularization=5.0,
         monotonic_cst=np.array(directions),
         early_stopping=True,
-        n_iter_no_change=12,
+        n_iter_no_change=_PATIENCE,
         random_state=seed,
     )
     classifier.fit(x, y, X_val=x_val, y_val=y_val)
     return classifier
+
+
+def refitted(stopped: HistGradientBoostingClassifier, x: _Floats, y: _Labels) -> HistGradientBoostingClassifier:
+    """Fit the same anew on other rows, with as many trees as lowered the loss of its validation part; five at least."""
+    trees = max(_FEWEST_TREES, stopped.n_iter_ - _PATIENCE)
+    again: HistGradientBoostingClassifier = clone(stopped).set_params(max_iter=trees, early_stopping=False)
+    return again.fit(x, y)
 
 
 def export(classifier: HistGradientBoostingClassifier) -> Forest:

@@ -13,7 +13,7 @@ from scoring.forest import Forest
 from scoring.level import Level
 from scoring.linear import CLIP_SD
 from scoring.metrics import average_precision, caught, lead_s, skill
-from scoring.training import export, fit_classifier, fit_linear, fit_logistic
+from scoring.training import Shape, export, fit_classifier, fit_linear, fit_logistic, refitted
 
 Data = tuple[npt.NDArray[np.float64], npt.NDArray[np.int8]]
 
@@ -66,6 +66,19 @@ def test_more_of_a_rising_feature_never_lowers_the_risk(forest: Forest) -> None:
         more[:, column] += 0.7
         if direction:
             assert (forest.log_odds(more) >= forest.log_odds(x) - 1e-12).all()
+
+
+def test_what_is_fitted_anew_has_the_same_shape_and_the_trees_that_helped() -> None:
+    shape = Shape(leaves=4, smallest_leaf=300)
+    stopped = fit_classifier(*draw(1), *draw(2, 1000), seed=1, shape=shape)
+    again = refitted(stopped, *draw(3))
+    assert again.n_iter_ == stopped.n_iter_ - 12
+    for fitted in (stopped, again):
+        trees = [stage[0].nodes for stage in fitted._predictors]
+        assert max(int(nodes["is_leaf"].sum()) for nodes in trees) == 4
+        assert min(int(nodes["count"].min()) for nodes in trees) >= 300
+    x, _ = draw(4)
+    assert not np.array_equal(export(again).log_odds(x), export(stopped).log_odds(x))
 
 
 def test_rows_do_not_depend_on_their_company(forest: Forest) -> None:
