@@ -23,6 +23,8 @@ from routing.table import RoutingTable
 from routing.window import Window
 
 _SLOW_CHECK_S = 0.05
+# An endpoint in alarm has few requests left, whose mean is beyond a ratio by chance, and nothing is in a hurry there.
+_EXPECTED_MARGIN_Z = 1.0
 _OPERATOR = Cause("operator", 1.0, 1.0)
 _WATCHED = frozenset({State.ACTIVE, State.UNKNOWN, State.CANARY, State.DEGRADED})
 
@@ -160,16 +162,18 @@ class Engine:
         """Look at latency, pace and waits at most every 50 ms: they move over seconds, and a busy endpoint ends
         attempts every millisecond.
         """
-        if live.health.state not in _WATCHED or now - live.slow_checked_at < _SLOW_CHECK_S:
+        health = live.health
+        if health.state not in _WATCHED or now - live.slow_checked_at < _SLOW_CHECK_S:
             return []
         live.slow_checked_at = now
         for sent in reflex.lost(live.window, self.policy.reflex, now):
             # What hangs for long has failed, whatever it will end as: its timeout would come too late for the others.
-            if sent >= live.health.evidence_from and (ejected := self._failed(live, Outcome.TIMEOUT, now)):
+            if sent >= health.evidence_from and (ejected := self._failed(live, Outcome.TIMEOUT, now)):
                 return ejected
-        if live.health.state is State.DEGRADED and live.health.was_doubted:
+        if health.state is State.DEGRADED and health.was_doubted:
             return []
-        cause = reflex.slow(live.window, self.policy.reflex, now, live.health.evidence_from)
+        margin_z = _EXPECTED_MARGIN_Z if health.state is State.DEGRADED and health.is_expected else 0.0
+        cause = reflex.slow(live.window, self.policy.reflex, now, health.evidence_from, margin_z)
         return self._degrade(live, Event.SLOW, cause, now) if cause else []
 
     def probed(self, result: Finished, now: float) -> list[Action]:
@@ -275,7 +279,7 @@ class Engine:
 
     def _calm(self, live: Live, now: float) -> list[Action]:
         health, reasons = live.health, live.health.reasons
-        risk, leave = self._desk.risk(live.endpoint.id, now), self._desk.exit_threshold()
+        risk, leave = self._desk.risk(live.endpoint.id, now), self._exit_risk(live, now)
         if Event.FORECAST in reasons and (risk is None or leave is None or risk < leave):
             reasons.discard(Event.FORECAST)
         if Event.SLOW in reasons and not reflex.still_slow(live.window, self.policy.reflex, now):
@@ -283,25 +287,36 @@ class Engine:
         if Event.LIMITED in reasons and live.quota.share(now) >= 1.0:
             reasons.discard(Event.LIMITED)
         if not health.was_doubted:
-            return self._relieve(live, risk, now)
+            return self._relieve(live, risk, leave, now)
         if reasons or now < health.held_until:
             return []
         cause = Cause("held_s", now - health.entered_at, health.held_until - health.entered_at)
         return self._let_return(live, cause, now)
+
+    def _exit_risk(self, live: Live, now: float) -> float | None:
+        """Return the risk below which forecasts are silent about this endpoint: as far above the usual one as its bar
+        is above the threshold, so that an alarm that is hardly believed is soon over.
+        """
+        leave = self._desk.exit_threshold()
+        return None if leave is None else live.trust.bar(leave, now)
 
     def _let_return(self, live: Live, cause: Cause, now: float) -> list[Action]:
         # A return all at once rests on probes alone, so it asks for them first.
         validate = self.policy.failback.kind is FailbackKind.BLUE_GREEN
         return self._raise(live, Event.VALIDATE if validate else Event.CALM, cause, now)
 
-    def _relieve(self, live: Live, risk: float | None, now: float) -> list[Action]:
+    def _relieve(self, live: Live, risk: float | None, leave: float | None, now: float) -> list[Action]:
         """Give an endpoint that did nothing wrong its traffic back as its quota and the forecast allow."""
         health = live.health
         share = self._desk.kept(live.endpoint.id, now) if Event.FORECAST in health.reasons else None
-        failback.follow_forecast(health, share, now)
+        is_faint, was_seen = (
+            risk is not None and leave is not None and risk <= failback.FAINT * leave,
+            live.was_seen(now),
+        )
+        failback.follow_forecast(health, share, now, is_faint=is_faint, was_seen=was_seen)
         if health.reasons or health.kept < 1.0:
             return []
-        if health.is_expected and (risk is None or not live.was_seen(now)):
+        if health.is_expected and (risk is None or not was_seen):
             # Nobody knows any more, for want of traffic or of forecasts: that is no reason to trust it with everything.
             return self._let_return(live, Cause("held_s", now - health.entered_at, failback.RETURN_S), now)
         return self._raise(live, Event.RELIEVED, Cause("admission", 1.0, 1.0), now)
@@ -344,7 +359,8 @@ class Engine:
                 failback.start_limited(health)
             case State.DEGRADED if event is Event.FORECAST and before is not State.CANARY:
                 failback.start_expected(health, now, was_degraded=before is State.DEGRADED)
-                failback.follow_forecast(health, self._desk.kept(live.endpoint.id, now), now)
+                share = self._desk.kept(live.endpoint.id, now)
+                failback.follow_forecast(health, share, now, is_faint=False, was_seen=False)
             case State.DEGRADED:
                 failback.start_doubt(health, event, self.policy.failback, self.policy.reflex, now)
             case State.CANARY if event is Event.STEP_PROVEN:

@@ -13,8 +13,11 @@ _MAX_PROBE_FAILURES = 20
 _MAX_RELAPSES = 16
 _PROBE_LOST_S = 30.0
 _MOST_ATTEMPTS = 500
-# How long forecasts have to be silent before they give traffic back.
+# How long forecasts have to be silent before they give traffic back, and how long where the risk is faint: a tenth of
+# the one at which they fall silent.
 RETURN_S = 15.0
+FAINT_S = 5.0
+FAINT = 0.1
 
 
 def _hold(health: Health, base_s: float, most_s: float, now: float) -> None:
@@ -63,14 +66,18 @@ def start_expected(health: Health, now: float, *, was_degraded: bool) -> None:
         health.kept, health.kept_at = 1.0, now
 
 
-def follow_forecast(health: Health, share: float | None, now: float) -> None:
-    """Let the endpoint keep `share` in [0, 1] of its traffic; all of it when None is asked for RETURN_S long, and at
-    once, so that neither a risk that wavers nor a share near one half swings the traffic to and fro. A rate limit that
-    lasts comes first: its slow start would swing it, too.
+def follow_forecast(health: Health, share: float | None, now: float, *, is_faint: bool, was_seen: bool) -> None:
+    """Let the endpoint keep `share` in [0, 1] of its traffic; all of it when None is asked for RETURN_S long, or the
+    risk `is_faint` for FAINT_S of an endpoint that `was_seen` enough, and at once, so that neither a risk that wavers
+    nor a share near one half swings the traffic to and fro. A rate limit that lasts comes first: its slow start would
+    swing it, too.
     """
+    if not is_faint:
+        health.stirred_at = now
+    is_over = now - health.kept_at >= RETURN_S or (was_seen and now - health.stirred_at >= FAINT_S)
     if share is not None:
         health.kept, health.kept_at = share, now
-    elif now - health.kept_at >= RETURN_S and Event.LIMITED not in health.reasons:
+    elif is_over and Event.LIMITED not in health.reasons:
         health.kept = 1.0
 
 

@@ -138,9 +138,9 @@ class Health:
     `evidence_from`: attempts sent before it no longer count against the endpoint: a return starts with a clean slate.
     `reasons` are the degrading events that still hold, `was_doubted` tells that one of them was about more than a quota
     or a forecast: that something went wrong. Until then `kept` is the share of its traffic that forecasts leave the
-    endpoint, `kept_at` when one last said so, and `is_expected` tells that one is still to come true. `foreseen_at` is
-    since when nothing but a forecast speaks against it, None without one. `relapses` counts recent departures and sets
-    the length of the next one.
+    endpoint, `kept_at` when one last said so, `stirred_at` when the risk was last more than faint, and `is_expected`
+    tells that one is still to come true. `foreseen_at` is since when nothing but a forecast speaks against it, None
+    without one. `relapses` counts recent departures and sets the length of the next one.
     """
 
     endpoint_id: str
@@ -153,6 +153,7 @@ class Health:
     foreseen_at: float | None = None
     kept: float = 1.0
     kept_at: float = 0.0
+    stirred_at: float = 0.0
     relapses: int = 0
     forgiven_at: float = 0.0
     held_until: float = 0.0

@@ -85,15 +85,17 @@ def _evidence(metric: str, window: Window, detector: FailureDetector, policy: Re
     return Cause(metric, detector.evidence, threshold) if detector.evidence >= threshold else None
 
 
-def slow(window: Window, policy: ReflexPolicy, now: float, evidence_from: float) -> Cause | None:
-    """Return what degrades the endpoint for its latency, its pace or attempts that are overdue, or None."""
+def slow(window: Window, policy: ReflexPolicy, now: float, evidence_from: float, margin_z: float = 0.0) -> Cause | None:
+    """Return what degrades the endpoint for its latency, its pace or attempts that are overdue, or None. Latency and
+    pace have to exceed their limits by `margin_z` standard errors.
+    """
     span_s = min(SPAN_S, int(now) - int(evidence_from))
     if span_s >= 1:
         shift = window.latency_shift(now, span_s)
-        if _stands_out(shift, policy.latency_ratio, policy):
+        if _stands_out(shift, policy.latency_ratio, policy, margin_z):
             return Cause("latency_ratio", shift.ratio, policy.latency_ratio)
         shift = window.pace_shift(now, span_s)
-        if _stands_out(shift, policy.pace_ratio, policy):
+        if _stands_out(shift, policy.pace_ratio, policy, margin_z):
             return Cause("pace_ratio", shift.ratio, policy.pace_ratio)
     # What was sent a moment ago is not overdue, so the cheap test comes first.
     if window.oldest_s(now) <= policy.hang_floor_s:
@@ -101,10 +103,10 @@ def slow(window: Window, policy: ReflexPolicy, now: float, evidence_from: float)
     return _hanging(window, policy, now, evidence_from) or _crawling(window, policy, now, evidence_from)
 
 
-def _stands_out(shift: Shift, ratio: float, policy: ReflexPolicy) -> bool:
+def _stands_out(shift: Shift, ratio: float, policy: ReflexPolicy, margin_z: float) -> bool:
     return (
         shift.samples >= policy.min_latency_samples
-        and shift.ratio >= ratio
+        and log(shift.ratio) >= log(ratio) + margin_z * shift.standard_error
         and log(shift.ratio) >= policy.latency_z * shift.standard_error
     )
 

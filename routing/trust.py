@@ -21,7 +21,9 @@ class Trust:
     _since: float = 0.0
 
     def bar(self, threshold: float, now: float) -> float:
-        """Return the risk in (0, 1) that moves traffic here, where `threshold` in (0, 1) does elsewhere: never less."""
+        """Return the risk in (0, 1) that moves traffic here, or ends that, where `threshold` in (0, 1) does elsewhere:
+        never less.
+        """
         debt = self._debt_at(now)
         if debt == 0.0:
             return threshold

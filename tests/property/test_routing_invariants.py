@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from routing.actions import Action, Finished, Probe
 from routing.attempts import RequestBudget, first_byte_timeout_s, refusal_to_retry
 from routing.engine import Engine
-from routing.failback import RETURN_S
+from routing.failback import FAINT_S
 from routing.forecasts import Forecasts
 from routing.health import TABLE, Event, State, Transition
 from routing.model import Objective, RouteRequest
@@ -303,11 +303,11 @@ def _check_hold(transition: Transition, left: list[Transition], policy: Policy) 
                 transition.time - t.time < reflex.forgive_s for t in earlier if t.event is not Event.FORECAST
             )
             was_expected = last.event is Event.FORECAST and last.from_state is not State.CANARY
-            hold_s = RETURN_S if was_expected else min(failback.min_hold_s * 2**relapses, failback.max_hold_s)
+            hold_s = FAINT_S if was_expected else min(failback.min_hold_s * 2**relapses, failback.max_hold_s)
             assert transition.time - last.time >= hold_s
         case State.ACTIVE if transition.event is Event.RELIEVED:
             assert left[-1].event is Event.FORECAST
-            assert transition.time - left[-1].time >= RETURN_S
+            assert transition.time - left[-1].time >= FAINT_S
         case State.ACTIVE if left:
             assert transition.time - left[-1].time >= reflex.ejection_s + len(failback.shares()) * failback.step_s
         case _:
