@@ -38,8 +38,10 @@ from sim.world import START_S, Setting
 _FIRST_SEED = 900_000_000
 _TRAINING_ROWS = 1_000_000
 _FALSE_PER_DAY = 3.0
-_KINDS = ("ramp", "queue", "creep", "rate_limit", "abrupt", "hang", "flapping", "region")
-_ALL = "all"
+# Trouble that builds up can be foreseen; what strikes at once cannot.
+_BUILDS_UP = ("ramp", "queue", "creep", "rate_limit")
+_KINDS = (*_BUILDS_UP, "abrupt", "hang", "flapping", "region")
+_BUILDING, _ALL = "builds up", "all"
 # Trouble that is longer in coming than this could be led by 45 s with time to spare.
 _GRADUAL_S = 90.0
 
@@ -162,14 +164,15 @@ def _kinds(model: Model, threshold: float, setting: Setting, samples: Sequence[S
         for t in sampled.troubles:
             for leads, moment in ((harms, t.harmful), (hards, max(t.hard, t.harmful))):
                 lead = lead_s(series.time, series.risk, threshold, t.begins, moment)
-                for kind in (t.kind.value, _ALL):
-                    leads[kind].append((lead, moment - t.begins))
+                kind = t.kind.value
+                for group in (kind, _ALL, *((_BUILDING,) if kind in _BUILDS_UP else ())):
+                    leads[group].append((lead, moment - t.begins))
     table = Table(title=f"{setting.value} worlds, by kind, threshold {threshold:g}", title_justify="left")
     table.add_column("kind")
     for group in ("", "gradual ", "hard "):
         for column in ("n", "early recall", "lead of possible, s"):
             table.add_column(f"{group}{column}", justify="right")
-    for kind in (kind for kind in (*_KINDS, _ALL) if harms[kind]):
+    for kind in (kind for kind in (*_KINDS, _BUILDING, _ALL) if harms[kind]):
         gradual = [(lead, possible) for lead, possible in harms[kind] if possible >= _GRADUAL_S]
         table.add_row(kind, *_figures(harms[kind]), *_figures(gradual), *_figures(hards[kind]))
     return table

@@ -309,10 +309,8 @@ class Engine:
         """Give an endpoint that did nothing wrong its traffic back as its quota and the forecast allow."""
         health = live.health
         share = self._desk.kept(live.endpoint.id, now) if Event.FORECAST in health.reasons else None
-        is_faint, was_seen = (
-            risk is not None and leave is not None and risk <= failback.FAINT * leave,
-            live.was_seen(now),
-        )
+        is_faint = risk is not None and leave is not None and risk <= failback.FAINT * leave
+        was_seen = live.was_seen(now)
         failback.follow_forecast(health, share, now, is_faint=is_faint, was_seen=was_seen)
         if health.reasons or health.kept < 1.0:
             return []
