@@ -23,7 +23,8 @@ from routing.table import RoutingTable
 from routing.window import Window
 
 _SLOW_CHECK_S = 0.05
-# An endpoint in alarm has few requests left, whose mean is beyond a ratio by chance, and nothing is in a hurry there.
+# The mean of the few requests that an alarm leaves exceeds a ratio by chance more often, and slower judgement costs
+# little there.
 _EXPECTED_MARGIN_Z = 1.0
 _OPERATOR = Cause("operator", 1.0, 1.0)
 _WATCHED = frozenset({State.ACTIVE, State.UNKNOWN, State.CANARY, State.DEGRADED})
@@ -279,7 +280,7 @@ class Engine:
 
     def _calm(self, live: Live, now: float) -> list[Action]:
         health, reasons = live.health, live.health.reasons
-        risk, leave = self._desk.risk(live.endpoint.id, now), self._exit_risk(live, now)
+        risk, leave = self._desk.risk(live.endpoint.id, now), self._table.exit_risk(live, now)
         if Event.FORECAST in reasons and (risk is None or leave is None or risk < leave):
             reasons.discard(Event.FORECAST)
         if Event.SLOW in reasons and not reflex.still_slow(live.window, self.policy.reflex, now):
@@ -293,13 +294,6 @@ class Engine:
         cause = Cause("held_s", now - health.entered_at, health.held_until - health.entered_at)
         return self._let_return(live, cause, now)
 
-    def _exit_risk(self, live: Live, now: float) -> float | None:
-        """Return the risk below which forecasts are silent about this endpoint: as far above the usual one as its bar
-        is above the threshold, so that an alarm that is hardly believed is soon over.
-        """
-        leave = self._desk.exit_threshold()
-        return None if leave is None else live.trust.bar(leave, now)
-
     def _let_return(self, live: Live, cause: Cause, now: float) -> list[Action]:
         # A return all at once rests on probes alone, so it asks for them first.
         validate = self.policy.failback.kind is FailbackKind.BLUE_GREEN
@@ -309,11 +303,16 @@ class Engine:
         """Give an endpoint that did nothing wrong its traffic back as its quota and the forecast allow."""
         health = live.health
         share = self._desk.kept(live.endpoint.id, now) if Event.FORECAST in health.reasons else None
-        is_faint = risk is not None and leave is not None and risk <= failback.FAINT * leave
+        faint_at = self._desk.said_at(live.endpoint.id, failback.FAINT_RATIO * leave, now) if leave else None
         was_seen = live.was_seen(now)
-        failback.follow_forecast(health, share, now, is_faint=is_faint, was_seen=was_seen)
+        is_borne_out = was_seen and live.window.last_at > health.stirred_at
+        failback.follow_forecast(health, share, now, faint_at=faint_at, is_borne_out=is_borne_out)
         if health.reasons or health.kept < 1.0:
             return []
+        slow = reflex.slow(live.window, self.policy.reflex, now, health.evidence_from) if health.is_expected else None
+        if slow:
+            # What full service would be left for at once is not given back: the alarm was right.
+            return self._degrade(live, Event.SLOW, slow, now)
         if health.is_expected and (risk is None or not was_seen):
             # Nobody knows any more, for want of traffic or of forecasts: that is no reason to trust it with everything.
             return self._let_return(live, Cause("held_s", now - health.entered_at, failback.RETURN_S), now)
@@ -357,8 +356,7 @@ class Engine:
                 failback.start_limited(health)
             case State.DEGRADED if event is Event.FORECAST and before is not State.CANARY:
                 failback.start_expected(health, now, was_degraded=before is State.DEGRADED)
-                share = self._desk.kept(live.endpoint.id, now)
-                failback.follow_forecast(health, share, now, is_faint=False, was_seen=False)
+                failback.keep_share(health, self._desk.kept(live.endpoint.id, now), now)
             case State.DEGRADED:
                 failback.start_doubt(health, event, self.policy.failback, self.policy.reflex, now)
             case State.CANARY if event is Event.STEP_PROVEN:

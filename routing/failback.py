@@ -17,7 +17,7 @@ _MOST_ATTEMPTS = 500
 # the one at which they fall silent.
 RETURN_S = 15.0
 FAINT_S = 5.0
-FAINT = 0.1
+FAINT_RATIO = 0.1
 
 
 def _hold(health: Health, base_s: float, most_s: float, now: float) -> None:
@@ -66,18 +66,27 @@ def start_expected(health: Health, now: float, *, was_degraded: bool) -> None:
         health.kept, health.kept_at = 1.0, now
 
 
-def follow_forecast(health: Health, share: float | None, now: float, *, is_faint: bool, was_seen: bool) -> None:
-    """Let the endpoint keep `share` in [0, 1] of its traffic; all of it when None is asked for RETURN_S long, or the
-    risk `is_faint` for FAINT_S of an endpoint that `was_seen` enough, and at once, so that neither a risk that wavers
-    nor a share near one half swings the traffic to and fro. A rate limit that lasts comes first: its slow start would
-    swing it, too.
+def keep_share(health: Health, share: float, now: float) -> None:
+    """Let the endpoint keep `share` in [0, 1] of its traffic, as a forecast asks."""
+    health.kept, health.kept_at, health.stirred_at = share, now, now
+
+
+def follow_forecast(
+    health: Health, share: float | None, now: float, *, faint_at: float | None, is_borne_out: bool
+) -> None:
+    """Let the endpoint keep `share` in [0, 1] of its traffic; all of it when None is asked for RETURN_S long, or for
+    FAINT_S where forecasts called the risk faint all that time, the last at `faint_at` (None when it did not), and
+    attempts bear it out. It comes back at once, so that neither a risk that wavers nor a share near one half swings the
+    traffic to and fro. A rate limit that lasts comes first: its slow start would swing it, too.
     """
-    if not is_faint:
-        health.stirred_at = now
-    is_over = now - health.kept_at >= RETURN_S or (was_seen and now - health.stirred_at >= FAINT_S)
     if share is not None:
-        health.kept, health.kept_at = share, now
-    elif is_over and Event.LIMITED not in health.reasons:
+        keep_share(health, share, now)
+        return
+    if faint_at is None:
+        health.stirred_at = now
+    is_faint = faint_at is not None and faint_at - health.stirred_at >= FAINT_S
+    is_over = now - health.kept_at >= RETURN_S or (is_faint and is_borne_out)
+    if is_over and Event.LIMITED not in health.reasons:
         health.kept = 1.0
 
 

@@ -57,6 +57,11 @@ class ForecastDesk:
         current = self.in_force(now)
         return current.risks.get(endpoint_id) if current else None
 
+    def said_at(self, endpoint_id: str, most: float, now: float) -> float | None:
+        """Return when the forecast in force was made, if it puts the risk of one endpoint at `most` or below."""
+        current, risk = self.in_force(now), self.risk(endpoint_id, now)
+        return current.time if current is not None and risk is not None and risk <= most else None
+
     def kept(self, endpoint_id: str, now: float) -> float:
         """Return the share that a doubted endpoint should keep; 0 without one."""
         current = self.in_force(now)
@@ -69,6 +74,6 @@ class ForecastDesk:
         return self._current.threshold if self._current else None
 
     def exit_threshold(self) -> float | None:
-        """Return the risk below which a degraded endpoint may return."""
+        """Return the risk below which a degraded endpoint may return, where forecasts are believed."""
         threshold = self.threshold()
         return None if threshold is None else threshold * self._policy.exit_ratio

@@ -139,10 +139,10 @@ class FailbackPolicy:
 class ForecastPolicy:
     """When a forecast alone takes traffic away.
 
-    Risk at or above `threshold` degrades an endpoint, risk below `threshold × exit_ratio` lets it return. A
-    `threshold` of None means the one the model's own manifest recommends. A forecast older than `max_age_s` is not
-    acted on, and none is for `settle_s` after an endpoint's return began or its rate limit ended: what the forecast
-    looks at still holds the trouble that is over, and the reflex guards the return.
+    Risk at or above `threshold` degrades an endpoint, risk below `threshold × exit_ratio` lets it return; both are
+    higher where forecasts have proved false. A `threshold` of None means the one the model's own manifest recommends. A
+    forecast older than `max_age_s` is not acted on, and none is for `settle_s` after an endpoint's return began or its
+    rate limit ended: what the forecast looks at still holds the trouble that is over, and the reflex guards the return.
     """
 
     threshold: float | None = None

@@ -6,7 +6,7 @@ attempts in flight that are overdue.
 
 from collections.abc import Iterable
 from itertools import takewhile
-from math import ceil, log, sqrt
+from math import ceil, exp, log, sqrt
 
 from routing.counts import Counter, Shift, Sums
 from routing.detector import FailureDetector
@@ -91,22 +91,23 @@ def slow(window: Window, policy: ReflexPolicy, now: float, evidence_from: float,
     """
     span_s = min(SPAN_S, int(now) - int(evidence_from))
     if span_s >= 1:
-        shift = window.latency_shift(now, span_s)
-        if _stands_out(shift, policy.latency_ratio, policy, margin_z):
-            return Cause("latency_ratio", shift.ratio, policy.latency_ratio)
-        shift = window.pace_shift(now, span_s)
-        if _stands_out(shift, policy.pace_ratio, policy, margin_z):
-            return Cause("pace_ratio", shift.ratio, policy.pace_ratio)
+        for metric, shift, ratio in (
+            ("latency_ratio", window.latency_shift(now, span_s), policy.latency_ratio),
+            ("pace_ratio", window.pace_shift(now, span_s), policy.pace_ratio),
+        ):
+            limit = ratio * exp(margin_z * shift.standard_error)
+            if _stands_out(shift, limit, policy):
+                return Cause(metric, shift.ratio, limit)
     # What was sent a moment ago is not overdue, so the cheap test comes first.
     if window.oldest_s(now) <= policy.hang_floor_s:
         return None
     return _hanging(window, policy, now, evidence_from) or _crawling(window, policy, now, evidence_from)
 
 
-def _stands_out(shift: Shift, ratio: float, policy: ReflexPolicy, margin_z: float) -> bool:
+def _stands_out(shift: Shift, ratio: float, policy: ReflexPolicy) -> bool:
     return (
         shift.samples >= policy.min_latency_samples
-        and log(shift.ratio) >= log(ratio) + margin_z * shift.standard_error
+        and shift.ratio >= ratio
         and log(shift.ratio) >= policy.latency_z * shift.standard_error
     )
 

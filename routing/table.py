@@ -61,6 +61,13 @@ class RoutingTable:
             if risk >= bar and (live.health.state is State.DEGRADED or self._has_refuge(live, now)):
                 yield live, Cause("risk", risk, bar)
 
+    def exit_risk(self, live: Live, now: float) -> float | None:
+        """Return the risk below which forecasts are silent about this endpoint: as far above the usual one as its bar
+        is above the threshold, so that an alarm that is hardly believed is soon over. None without forecasts.
+        """
+        leave = self._desk.exit_threshold()
+        return None if leave is None else live.trust.bar(leave, now)
+
     def _has_refuge(self, live: Live, now: float) -> bool:
         """Tell whether another endpoint of the model is in full service, and at no risk as far as anyone knows: to
         leave one that may fail for one that may, or does, helps nobody.

@@ -2,7 +2,8 @@
 
 The rule of this file: an alarm is an episode. What it may do is drawn once, when it begins, from a number that comes
 in, and stays until it ends; the probability of that draw is recorded, so that skill stays measurable although alarms
-change what happens (inverse propensity weighting; Horvitz and Thompson, 1952).
+change what happens (inverse propensity weighting; Horvitz and Thompson, 1952). A router that has come to distrust the
+forecasts of an endpoint may leave it and return more than once in an episode; the draw holds for all of it.
 """
 
 from dataclasses import dataclass

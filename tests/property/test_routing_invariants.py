@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from routing.actions import Action, Finished, Probe
 from routing.attempts import RequestBudget, first_byte_timeout_s, refusal_to_retry
 from routing.engine import Engine
-from routing.failback import FAINT_S
+from routing.failback import FAINT_S, RETURN_S
 from routing.forecasts import Forecasts
 from routing.health import TABLE, Event, State, Transition
 from routing.model import Objective, RouteRequest
@@ -249,7 +249,7 @@ def _outcome(decision: Decision) -> tuple[object, ...]:
 
 TROUBLE = st.one_of(
     st.sampled_from([Outcome.OK, Outcome.SERVER_ERROR, Outcome.CONNECT_ERROR, Outcome.TIMEOUT]),
-    st.sampled_from(["slow", "risk", "tick"]),
+    st.sampled_from(["slow", "risk", "faint", "tick"]),
 )
 HISTORY = st.lists(st.tuples(st.sampled_from([0.0, 0.3, 1.0, 4.0]), st.integers(1, 8), TROUBLE), max_size=120)
 
@@ -261,7 +261,7 @@ def test_f06_no_endpoint_switches_back_before_its_hold_and_holds_grow(
 ) -> None:
     """What left stays away for its hold, twice as long for each relapse, of which a forecast is none; and every full
     return took its steps. What a forecast alone took, with nothing gone wrong, stays away as long as forecasts have to
-    be silent.
+    be silent: less where the risk is faint, and only where all comes back at once.
     """
     policy = Policy(failback=FailbackPolicy(kind, ramp_step=0.3))
     engine, now = engine_of("a", "b", policy=policy), 10_000.0
@@ -278,6 +278,9 @@ def _trouble(engine: Engine, what: Outcome | str, now: float) -> list[Transition
     match what:
         case "risk":
             actions += engine.forecast(Forecasts(now, "m", 0.5, {"a": 0.9}), now)
+        case "faint":
+            actions += engine.forecast(Forecasts(now, "m", 0.5, {"a": 0.01}), now)
+            actions += engine.finished(Finished("a", "x", Outcome.OK, ttft_s=0.2), now)
         case "slow":
             actions += engine.finished(Finished("a", "x", Outcome.OK, ttft_s=9.0), now)
         case Outcome() as outcome:
@@ -303,7 +306,7 @@ def _check_hold(transition: Transition, left: list[Transition], policy: Policy) 
                 transition.time - t.time < reflex.forgive_s for t in earlier if t.event is not Event.FORECAST
             )
             was_expected = last.event is Event.FORECAST and last.from_state is not State.CANARY
-            hold_s = FAINT_S if was_expected else min(failback.min_hold_s * 2**relapses, failback.max_hold_s)
+            hold_s = RETURN_S if was_expected else min(failback.min_hold_s * 2**relapses, failback.max_hold_s)
             assert transition.time - last.time >= hold_s
         case State.ACTIVE if transition.event is Event.RELIEVED:
             assert left[-1].event is Event.FORECAST

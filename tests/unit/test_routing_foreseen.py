@@ -59,6 +59,54 @@ def test_f15_a_risk_that_is_faint_for_five_seconds_is_over_when_enough_was_seen(
         assert second == away_s
 
 
+def _alarm_then_faint(engine: Engine, per_second: int, faint_until: int) -> list[Event]:
+    """Alarm for two seconds, faint risks until that second, then no forecasts; return the events of 12 s."""
+    _hear(engine, NOW, a=0.99)
+    events = []
+    for tick in range(1, 48):
+        now = NOW + tick / 4
+        if tick % 4 == 0:
+            for _ in range(per_second):
+                observe(engine, "a", Outcome.OK, now)
+            if tick // 4 <= faint_until:
+                engine.forecast(Forecasts(now, "hgb-7", THRESHOLD, {"a": 0.01 if tick > 8 else 0.99}), now)
+        events += [t.event for t in transitions_of(engine.tick(now))]
+    return events
+
+
+def test_f20_one_faint_forecast_is_not_five_seconds_of_them() -> None:
+    """It is in force for five seconds, but whoever made it may be gone."""
+    assert _alarm_then_faint(engine_of("a", "b", now=NOW), 3, faint_until=3) == []
+    assert _alarm_then_faint(engine_of("a", "b", now=NOW), 3, faint_until=12) == [Event.RELIEVED]
+
+
+def test_f15_a_faint_risk_without_an_attempt_since_gives_nothing_back() -> None:
+    engine = engine_of("a", "b", now=NOW)
+    _hear(engine, NOW, a=0.99)
+    for second in range(1, 12):
+        observe(engine, "a", Outcome.OK, NOW + second)
+        assert _hear(engine, NOW + second, a=0.99) == []
+    assert [e for second in range(12, 26) for e in _hear(engine, NOW + second, a=0.01)] == []
+    observe(engine, "a", Outcome.OK, NOW + 26)
+    assert _hear(engine, NOW + 26, a=0.01) == [Event.RELIEVED]
+
+
+def test_f15_f20_what_is_slow_when_its_alarm_ends_is_not_given_everything_back() -> None:
+    """Full service would be left again at once; and the alarm was right."""
+    engine = engine_of("a", "b", now=NOW)
+    for second in range(600):
+        observe(engine, "a", Outcome.OK, NOW + second, ttft_s=0.2 * exp(0.4 if second % 2 else -0.4))
+    assert _hear(engine, NOW + 600, a=0.99) == [Event.FORECAST]
+    events = []
+    for second in range(601, 640):
+        observe(engine, "a", Outcome.OK, NOW + second, ttft_s=0.2 * 2.6)
+        events += _hear(engine, NOW + second, a=0.05)
+        if events:
+            break
+    assert events == [Event.SLOW]
+    assert engine._live["a"].trust.bar(THRESHOLD, NOW + 640) == THRESHOLD
+
+
 def test_f06_f17_a_forecast_lets_a_limit_settle_before_it_doubts() -> None:
     """What it looks at still holds the refusals of a limit that is over; the slow start after it is guard enough."""
     engine = engine_of("a", "b", now=NOW)
