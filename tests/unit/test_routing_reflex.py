@@ -1,6 +1,6 @@
 """The reflex acts exactly at its thresholds, not one observation before."""
 
-from math import exp, inf, log
+from math import exp, inf, log, sqrt
 
 import pytest
 
@@ -119,6 +119,20 @@ def test_f06_latency_that_is_always_spread_out_must_stand_out_from_chance(ratio:
     for _ in range(5):
         window.finished("a", Outcome.OK, 1000.0, ttft_s=ratio)
     assert (slow(window, POLICY, 1000.0, LONG_AGO) is not None) == found
+
+
+@pytest.mark.parametrize(("ratio", "found"), [(6.1, False), (6.3, True)])
+def test_f09_with_a_margin_the_cause_names_the_limit_that_applied(ratio: float, found: bool) -> None:
+    """At a standard error of 0.447 a limit of 2.5 becomes 6.12 by two of them."""
+    window = Window()
+    for second in range(400, 980):
+        window.finished("a", Outcome.OK, float(second), ttft_s=exp(1 if second % 2 else -1))
+    for _ in range(5):
+        window.finished("a", Outcome.OK, 1000.0, ttft_s=ratio)
+    cause = slow(window, POLICY, 1000.0, LONG_AGO, margin_z=2.0)
+    assert (cause is not None) == found
+    if cause:
+        assert cause.threshold == pytest.approx(2.5 * exp(2 / sqrt(5)), rel=1e-2)
 
 
 @pytest.mark.parametrize(("evidence_from", "found"), [(999.9, True), (1000.0, False)])
