@@ -41,7 +41,6 @@ _FALSE_PER_DAY = 3.0
 # Trouble that builds up can be foreseen; what strikes at once cannot.
 _BUILDS_UP = ("ramp", "queue", "creep", "rate_limit")
 _KINDS = (*_BUILDS_UP, "abrupt", "hang", "flapping", "region")
-_BUILDING, _ALL = "builds up", "all"
 # Trouble that is longer in coming than this could be led by 45 s with time to spare.
 _GRADUAL_S = 90.0
 
@@ -123,12 +122,13 @@ def judge(model: Model, worlds: int, jobs: int) -> list[Table]:
     """Return the tables of what the model is worth."""
     with process_pool(jobs) as pool:
         samples = {s: _sampled(pool, s, worlds) for s in (Setting.STEADY, Setting.SPARSE, Setting.SHIFTED)}
-    found = [_whole(model, samples)]
+    series = {setting: series_of(found, model.forecaster) for setting, found in samples.items()}
+    found = [_whole(model, samples, series)]
     # At the threshold that ships, and at the lowest that raises three false alarms a day: in those very worlds if they
     # are shifted, where trouble is as rare as in service for the others.
     for setting, judged in ((Setting.STEADY, Setting.SPARSE), (Setting.SHIFTED, Setting.SHIFTED)):
-        loosest = _loosest(series_of(samples[judged], model.forecaster))
-        found += [_kinds(model, t, setting, samples[setting]) for t in (model.manifest.threshold, loosest)]
+        thresholds = (model.manifest.threshold, _loosest(series[judged]))
+        found += [_kinds(threshold, setting, samples[setting], series[setting]) for threshold in thresholds]
     return found
 
 
@@ -139,16 +139,15 @@ def _loosest(all_series: Sequence[Series]) -> float:
     return percent / 100
 
 
-def _whole(model: Model, samples: dict[Setting, list[Sampled]]) -> Table:
+def _whole(model: Model, samples: dict[Setting, list[Sampled]], series: dict[Setting, list[Series]]) -> Table:
     table = Table(title=f"{model.manifest.version}, threshold {model.manifest.threshold:.2g}", title_justify="left")
     for column in ("worlds", "rows", "base rate", "PR-AUC", "Brier skill", "false alarms per endpoint-day"):
         table.add_column(column, justify="left" if column == "worlds" else "right")
     for setting, found in samples.items():
         x, y = rows_of(found, model.forecaster)
         figures = skill(y, model.forecaster.risks(x))
-        series = series_of(found, model.forecaster)
-        days = endpoint_days(series)
-        alarms = sum(false_alarms(s, model.manifest.threshold) for s in series)
+        days = endpoint_days(series[setting])
+        alarms = sum(false_alarms(s, model.manifest.threshold) for s in series[setting])
         table.add_row(
             setting.value, str(figures.rows), f"{figures.base_rate:.4f}", f"{figures.pr_auc or 0:.3f}",
             f"{figures.brier_skill or 0:.3f}", f"{alarms / days:.2f} ({alarms} in {days:.1f} days)",
@@ -156,26 +155,26 @@ def _whole(model: Model, samples: dict[Setting, list[Sampled]]) -> Table:
     return table
 
 
-def _kinds(model: Model, threshold: float, setting: Setting, samples: Sequence[Sampled]) -> Table:
+def _kinds(threshold: float, setting: Setting, samples: Sequence[Sampled], all_series: Sequence[Series]) -> Table:
     """Return recall and leads by kind, before the first harm that attempts show; the same for gradual trouble alone,
     whose harm comes _GRADUAL_S or more after its beginning; and before the moment at which any breaker would notice.
     """
     harms, hards = (defaultdict[str, list[_Lead]](list) for _ in range(2))
-    for sampled, series in zip(samples, series_of(samples, model.forecaster), strict=True):
+    for sampled, series in zip(samples, all_series, strict=True):
         for t in sampled.troubles:
             for leads, moment in ((harms, t.harmful), (hards, max(t.hard, t.harmful))):
                 lead = lead_s(series.time, series.risk, threshold, t.begins, moment)
-                kind = t.kind.value
-                for group in (kind, _ALL, *((_BUILDING,) if kind in _BUILDS_UP else ())):
-                    leads[group].append((lead, moment - t.begins))
+                leads[t.kind.value].append((lead, moment - t.begins))
     table = Table(title=f"{setting.value} worlds, by kind, threshold {threshold:g}", title_justify="left")
     table.add_column("kind")
     for group in ("", "gradual ", "hard "):
         for column in ("n", "early recall", "lead of possible, s"):
             table.add_column(f"{group}{column}", justify="right")
-    for kind in (kind for kind in (*_KINDS, _BUILDING, _ALL) if harms[kind]):
-        gradual = [(lead, possible) for lead, possible in harms[kind] if possible >= _GRADUAL_S]
-        table.add_row(kind, *_figures(harms[kind]), *_figures(gradual), *_figures(hards[kind]))
+    for name, kinds in {**{kind: (kind,) for kind in _KINDS}, "builds up": _BUILDS_UP, "all": tuple(harms)}.items():
+        harm, hard = (list(chain.from_iterable(leads[kind] for kind in kinds)) for leads in (harms, hards))
+        gradual = [(lead, possible) for lead, possible in harm if possible >= _GRADUAL_S]
+        if harm:
+            table.add_row(name, *_figures(harm), *_figures(gradual), *_figures(hard))
     return table
 
 

@@ -309,13 +309,13 @@ class Engine:
         failback.follow_forecast(health, share, now, faint_at=faint_at, is_borne_out=is_borne_out)
         if health.reasons or health.kept < 1.0:
             return []
-        slow = reflex.slow(live.window, self.policy.reflex, now, health.evidence_from) if health.is_expected else None
-        if slow:
-            # What full service would be left for at once is not given back: the alarm was right.
-            return self._degrade(live, Event.SLOW, slow, now)
-        if health.is_expected and (risk is None or not was_seen):
-            # Nobody knows any more, for want of traffic or of forecasts: that is no reason to trust it with everything.
-            return self._let_return(live, Cause("held_s", now - health.entered_at, failback.RETURN_S), now)
+        if health.is_expected:
+            if cause := reflex.slow(live.window, self.policy.reflex, now, health.evidence_from):
+                # What full service would be left for at once is not given back: the alarm was right.
+                return self._degrade(live, Event.SLOW, cause, now)
+            if risk is None or not was_seen:
+                # Nobody knows any more, for want of traffic or of forecasts: no reason to trust it with everything.
+                return self._let_return(live, Cause("held_s", now - health.entered_at, failback.RETURN_S), now)
         return self._raise(live, Event.RELIEVED, Cause("admission", 1.0, 1.0), now)
 
     # Events.
@@ -355,8 +355,8 @@ class Engine:
             case State.DEGRADED if event is Event.LIMITED:
                 failback.start_limited(health)
             case State.DEGRADED if event is Event.FORECAST and before is not State.CANARY:
-                failback.start_expected(health, now, was_degraded=before is State.DEGRADED)
-                failback.keep_share(health, self._desk.kept(live.endpoint.id, now), now)
+                share = self._desk.kept(live.endpoint.id, now)
+                failback.start_expected(health, share, now, was_degraded=before is State.DEGRADED)
             case State.DEGRADED:
                 failback.start_doubt(health, event, self.policy.failback, self.policy.reflex, now)
             case State.CANARY if event is Event.STEP_PROVEN:

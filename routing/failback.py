@@ -55,19 +55,18 @@ def start_limited(health: Health) -> None:
     health.kept = 1.0
 
 
-def start_expected(health: Health, now: float, *, was_degraded: bool) -> None:
-    """Begin a degradation for a forecast alone: nothing has gone wrong, so traffic comes back as the risk falls,
-    without probes, steps or a relapse on record.
+def start_expected(health: Health, share: float, now: float, *, was_degraded: bool) -> None:
+    """Begin a degradation for a forecast alone, which leaves the endpoint `share` in [0, 1] of its traffic: nothing has
+    gone wrong, so it comes back as the risk falls, without probes, steps or a relapse on record.
     """
     health.reasons.add(Event.FORECAST)
     health.is_expected = True
     if not was_degraded:
         health.was_doubted = False
-        health.kept, health.kept_at = 1.0, now
+    _keep(health, share, now)
 
 
-def keep_share(health: Health, share: float, now: float) -> None:
-    """Let the endpoint keep `share` in [0, 1] of its traffic, as a forecast asks."""
+def _keep(health: Health, share: float, now: float) -> None:
     health.kept, health.kept_at, health.stirred_at = share, now, now
 
 
@@ -80,7 +79,7 @@ def follow_forecast(
     traffic to and fro. A rate limit that lasts comes first: its slow start would swing it, too.
     """
     if share is not None:
-        keep_share(health, share, now)
+        _keep(health, share, now)
         return
     if faint_at is None:
         health.stirred_at = now

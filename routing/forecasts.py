@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import inf
 
 from routing.policy import ForecastPolicy
 
@@ -59,8 +60,8 @@ class ForecastDesk:
 
     def said_at(self, endpoint_id: str, most: float, now: float) -> float | None:
         """Return when the forecast in force was made, if it puts the risk of one endpoint at `most` or below."""
-        current, risk = self.in_force(now), self.risk(endpoint_id, now)
-        return current.time if current is not None and risk is not None and risk <= most else None
+        current = self.in_force(now)
+        return current.time if current and current.risks.get(endpoint_id, inf) <= most else None
 
     def kept(self, endpoint_id: str, now: float) -> float:
         """Return the share that a doubted endpoint should keep; 0 without one."""

@@ -138,9 +138,9 @@ class Reading:
         few = np.flatnonzero(np.minimum(recent.answered, recent.latencies) < ENOUGH)
         if len(few):
             longer = _rows([windows[int(i)] for i in few], now, _LONGER_S)
-            spans = np.concatenate([recent.values[:, None, few], longer[:, :1] - longer[:, 1:-2]], axis=1)
-            self.recent = recent.replaced(few, _latest(spans, Counts(spans).answered))
-            self.timed = recent.replaced(few, _latest(spans, Counts(spans).latencies))
+            spans = Counts(np.concatenate([recent.values[:, None, few], longer[:, :1] - longer[:, 1:-2]], axis=1))
+            self.recent = recent.replaced(few, _latest(spans, spans.answered))
+            self.timed = recent.replaced(few, _latest(spans, spans.latencies))
         self.earlier = Counts(rows[:, _LONG + 1] - rows[:, -2])
         self.usual = Counts(rows[:, -1])
         # Per channel: usual mean and spread of the logarithms, by those who have values of it.
@@ -378,16 +378,17 @@ class Reading:
         return np.asarray(((bad >= 3) & (bad >= 0.1 * answered)) | slow)
 
 
-def _latest(spans: _Floats, evidence: _Floats) -> _Floats:
+def _latest(spans: Counts, evidence: _Floats) -> _Floats:
     """Return, for each endpoint, the counts of the shortest of `spans` (counters × spans × n) if its `evidence`
     (spans × n) is ENOUGH, else of about its last ENOUGH: from each longer span the part of what it adds that is
     missing. The whole of a longer span would bring back what was over before the last ENOUGH began.
     """
-    found, has = spans[:, 0], evidence[0]
+    counts = spans.values
+    found, has = counts[:, 0], evidence[0]
     for i in range(1, len(evidence)):
         added = evidence[i] - evidence[i - 1]
         part = np.clip((ENOUGH - has) / np.where(added > 0, added, 1.0), 0.0, 1.0)
-        found = found + part * (spans[:, i] - spans[:, i - 1])
+        found = found + part * (counts[:, i] - counts[:, i - 1])
         has = has + part * added
     return found
 

@@ -59,6 +59,14 @@ def test_f15_a_risk_that_is_faint_for_five_seconds_is_over_when_enough_was_seen(
         assert second == away_s
 
 
+def _of_spread_out_latency() -> Engine:
+    """Two endpoints, one with ten minutes of answers around 0.2 s at a log spread of 0.4."""
+    engine = engine_of("a", "b", now=NOW)
+    for second in range(600):
+        observe(engine, "a", Outcome.OK, NOW + second, ttft_s=0.2 * exp(0.4 if second % 2 else -0.4))
+    return engine
+
+
 def _alarm_then_faint(engine: Engine, per_second: int, faint_until: int) -> list[Event]:
     """Alarm for two seconds, faint risks until that second, then no forecasts; return the events of 12 s."""
     _hear(engine, NOW, a=0.99)
@@ -93,9 +101,7 @@ def test_f15_a_faint_risk_without_an_attempt_since_gives_nothing_back() -> None:
 
 def test_f15_f20_what_is_slow_when_its_alarm_ends_is_not_given_everything_back() -> None:
     """Full service would be left again at once; and the alarm was right."""
-    engine = engine_of("a", "b", now=NOW)
-    for second in range(600):
-        observe(engine, "a", Outcome.OK, NOW + second, ttft_s=0.2 * exp(0.4 if second % 2 else -0.4))
+    engine = _of_spread_out_latency()
     assert _hear(engine, NOW + 600, a=0.99) == [Event.FORECAST]
     events = []
     for second in range(601, 640):
@@ -157,9 +163,7 @@ def test_f06_in_alarm_a_few_latencies_that_are_slow_by_chance_prove_nothing(
     expected: bool, ratio: float, found: bool
 ) -> None:
     """Five values at a log spread of 0.4 have a standard error of 0.18, and 2.5 times exp(0.18) is 2.99."""
-    engine = engine_of("a", "b", now=NOW)
-    for second in range(600):
-        observe(engine, "a", Outcome.OK, NOW + second, ttft_s=0.2 * exp(0.4 if second % 2 else -0.4))
+    engine = _of_spread_out_latency()
     if expected:
         assert _hear(engine, NOW + 600, a=0.99) == [Event.FORECAST]
     for i in range(5):

@@ -42,6 +42,16 @@ def _with_history(ttft_s: float, recent_s: float, recent: int) -> Window:
     return window
 
 
+def _spread_out(ratio: float) -> Window:
+    """Ten minutes around 1 at a log spread of 1, then five values of `ratio`: they have a standard error of 0.447."""
+    window = Window()
+    for second in range(400, 980):
+        window.finished("a", Outcome.OK, float(second), ttft_s=exp(1 if second % 2 else -1))
+    for _ in range(5):
+        window.finished("a", Outcome.OK, 1000.0, ttft_s=ratio)
+    return window
+
+
 def _breach(outcome: Outcome, failures: int, window: Window, now: float = 1000.0) -> Cause | None:
     """Return what the last of `failures` outcomes at `now` leads to."""
     detector, hard = FailureDetector(POLICY.failing_rate, POLICY.normal_rate), TRAITS[outcome].hard
@@ -112,24 +122,14 @@ def test_f01_latency_against_the_own_baseline(recent_s: float, found: bool) -> N
 
 @pytest.mark.parametrize(("ratio", "found"), [(5.9, False), (6.1, True)])
 def test_f06_latency_that_is_always_spread_out_must_stand_out_from_chance(ratio: float, found: bool) -> None:
-    """Five values at a log spread of 1 have a standard error of 0.447: four of them are a ratio of 5.98."""
-    window = Window()
-    for second in range(400, 980):
-        window.finished("a", Outcome.OK, float(second), ttft_s=exp(1 if second % 2 else -1))
-    for _ in range(5):
-        window.finished("a", Outcome.OK, 1000.0, ttft_s=ratio)
-    assert (slow(window, POLICY, 1000.0, LONG_AGO) is not None) == found
+    """Four standard errors are a ratio of 5.98."""
+    assert (slow(_spread_out(ratio), POLICY, 1000.0, LONG_AGO) is not None) == found
 
 
 @pytest.mark.parametrize(("ratio", "found"), [(6.1, False), (6.3, True)])
 def test_f09_with_a_margin_the_cause_names_the_limit_that_applied(ratio: float, found: bool) -> None:
-    """At a standard error of 0.447 a limit of 2.5 becomes 6.12 by two of them."""
-    window = Window()
-    for second in range(400, 980):
-        window.finished("a", Outcome.OK, float(second), ttft_s=exp(1 if second % 2 else -1))
-    for _ in range(5):
-        window.finished("a", Outcome.OK, 1000.0, ttft_s=ratio)
-    cause = slow(window, POLICY, 1000.0, LONG_AGO, margin_z=2.0)
+    """A limit of 2.5 becomes 6.12 by two standard errors."""
+    cause = slow(_spread_out(ratio), POLICY, 1000.0, LONG_AGO, margin_z=2.0)
     assert (cause is not None) == found
     if cause:
         assert cause.threshold == pytest.approx(2.5 * exp(2 / sqrt(5)), rel=1e-2)
