@@ -3,12 +3,15 @@
 The rule of this file: what the scoring process does each second, by the same functions and without the process: the
 features of the windows, the risks a model may speak of, alarms that begin and end, and the share each leaves. The loop
 is closed: a policy that left an endpoint also sees less of it. The gate keeps a policy away from endpoints at risk as
-long as others are known to serve.
+long as others are known to serve, and leaves to the policy's own retries what those mend.
 """
 
 from collections.abc import Callable, Collection, Sequence
 from functools import cache
+from math import inf
 from random import Random
+
+import numpy as np
 
 from routing.engine import Engine
 from routing.forecasts import Forecasts
@@ -17,7 +20,7 @@ from routing.policy import Policy as RoutingPolicy
 from routing.window import Window
 from scoring.acting import EXPLORE, FLOOR, AlarmDesk, share_kept
 from scoring.artifact import Model, load
-from scoring.features import Member, matrix
+from scoring.features import FEATURES, Group, Member, matrix
 from scoring.registry import PRIOR
 from scoring.scorer import risks_of
 from sim.arena.policy import ArenaEndpoint, ArenaRequest, Attempted, Policy
@@ -26,6 +29,11 @@ from sim.policies.routecast import heard_of
 _TICK_S = 1.0
 # Ticks of a virtual clock come a rounding apart.
 _ROUNDING_S = 1e-6
+# How long failures that came at once keep a gate shut, for each in a row.
+_SHUT_PER_FAILURE_S = 1.0
+_FAILURES = np.array([feature.group is Group.FAILURES for feature in FEATURES])
+# What a retry does not mend, or should not try to.
+_UNMENDED = np.array([feature.name in {"timeouts_60s", "limited_60s"} for feature in FEATURES])
 
 
 @cache
@@ -71,6 +79,15 @@ class ArenaForecaster:
         """Return a risk per window, in the order of the endpoints; None for one that cannot be judged."""
         return risks_of(self.model, matrix(self._members, windows, now), self._providers)
 
+    def risks_beside_failures(self, windows: Sequence[Window], now: float) -> list[float | None]:
+        """Return the risks there would be without the failures; as they are for an endpoint where more attempts than
+        usual timed out or met a rate limit in the last minute.
+        """
+        rows = matrix(self._members, windows, now)
+        mended = (rows[:, _UNMENDED] <= 0.0).all(axis=1, keepdims=True)
+        beside = np.where(mended & _FAILURES, self.model.forecaster.domain.normal, rows)
+        return risks_of(self.model, beside, self._providers)
+
 
 class ForecastGate(Policy):
     """Another policy behind a gate of forecasts. Where `consider` is given, it is told the endpoints whose gate is open
@@ -91,6 +108,7 @@ class ForecastGate(Policy):
         self._consider = consider
         self._policy = RoutingPolicy()
         self._windows = [Window() for _ in endpoints]
+        self._failed_at = [-inf] * len(endpoints)
         self._forecaster = ArenaForecaster(endpoints)
         self._next = _TICK_S
         self._shut: frozenset[int] = frozenset()
@@ -124,6 +142,7 @@ class ForecastGate(Policy):
     def finished(self, attempted: Attempted, now: float) -> None:
         """Tell both; the window takes a latency only with a success."""
         window = self._windows[attempted.endpoint]
+        failures = window.consecutive_failures
         is_ok = attempted.outcome is Outcome.OK and attempted.ttft_s is not None
         window.finished(
             attempted.attempt_id,
@@ -133,6 +152,8 @@ class ForecastGate(Policy):
             output_tokens=attempted.output_tokens if is_ok else 0,
             generation_s=attempted.latency_s - (attempted.ttft_s or 0.0) if is_ok else 0.0,
         )
+        if window.consecutive_failures > failures:
+            self._failed_at[attempted.endpoint] = now
         self._inner.finished(attempted, now)
 
     def tick(self, now: float) -> Sequence[int]:
@@ -147,14 +168,25 @@ class ForecastGate(Policy):
         return self._inner.tick(now)
 
     def _alarmed(self, now: float) -> frozenset[int]:
-        """Return the endpoints at risk; none when no other is known to serve. There is no hysteresis: a balanced policy
-        has no majority that could swing.
+        """Return the endpoints to keep away from; none when no other is known to serve.
+
+        An alarm that rests on failures alone counts while the endpoint is failing, a second for each in a row. After
+        that it is the policy's own affair: what fails at once costs it a retry, and staying away costs what the others
+        are slower by for as long as the risk lasts. There is no hysteresis: a balanced policy has no majority that
+        could swing.
         """
         risks, threshold = self._forecaster.risks(self._windows, now), self._forecaster.model.manifest.threshold
-        alarmed = frozenset(e for e, risk in enumerate(risks) if risk is not None and risk >= threshold)
+        alarmed = {e for e, risk in enumerate(risks) if risk is not None and risk >= threshold}
+        if alarmed:
+            beside = self._forecaster.risks_beside_failures(self._windows, now)
+            alarmed = {e for e in alarmed if (beside[e] or 0.0) >= threshold or self._is_failing(e, now)}
         others = [window for e, window in enumerate(self._windows) if e not in alarmed]
         serving = any(window.last_ok_at > 0.0 and not window.consecutive_failures for window in others)
-        return alarmed if serving else frozenset()
+        return frozenset(alarmed) if serving else frozenset()
+
+    def _is_failing(self, endpoint: int, now: float) -> bool:
+        failures = self._windows[endpoint].consecutive_failures
+        return now - self._failed_at[endpoint] < failures * _SHUT_PER_FAILURE_S
 
     def probed(self, attempted: Attempted, now: float) -> None:
         """Tell the policy."""

@@ -9,6 +9,7 @@ from routing.engine import Engine
 from routing.forecasts import Forecasts
 from routing.health import State
 from routing.model import Catalogue
+from routing.outcomes import Outcome
 from routing.policy import Policy
 from scoring.acting import EXPLORE
 from scoring.protocol import Batch, EndpointInfo, Hello, Observation
@@ -22,7 +23,7 @@ from sim.policies.consecutive import Consecutive, ConsecutiveSettings
 from sim.policies.forecast import ArenaForecaster, ForecastGate, shipped
 from sim.policies.routecast import Routecast
 from sim.scorecard.definitions import Evidence, measure
-from tests.policy_driver import endpoints, request
+from tests.policy_driver import ERROR, LIMITED, OK, Feed, endpoints, request
 
 QUEUE = """
 name: queue
@@ -79,6 +80,48 @@ def test_a_gate_never_sends_traffic_where_nobody_was_ever_served() -> None:
     alone = run(world, make("prequal", world.endpoints, world.seed))
     gated = run(world, make("prequal+forecast", world.endpoints, world.seed), check=True)
     assert gated.first.tolist() == alone.first.tolist()
+
+
+def _behind_a_gate_after_good_times(until: float) -> tuple[ForecastGate, Feed]:
+    """Two endpoints that answered four times a second until then, in 0.3 s give or take a fifth."""
+    gate, rng = ForecastGate(Consecutive(2, ConsecutiveSettings()), endpoints(2), "consecutive+forecast"), Random(1)
+    feed = Feed(gate)
+    for tick in range(int(4 * until)):
+        for endpoint in range(2):
+            feed.attempt(endpoint, OK, tick / 4, ttft_s=rng.lognormvariate(-1.2, 0.2), latency_s=1.0)
+        gate.tick(tick / 4)
+    return gate, feed
+
+
+def _is_alarmed(gate: ForecastGate, now: float) -> bool:
+    forecaster = gate._forecaster
+    risk = forecaster.risks(gate._windows, now)[0]
+    return risk is not None and risk >= forecaster.model.manifest.threshold
+
+
+@pytest.mark.parametrize(("trouble", "stays_shut"), [(ERROR, False), (LIMITED, True)])
+def test_a_gate_leaves_to_retries_what_fails_at_once_and_works_again(trouble: Outcome, stays_shut: bool) -> None:
+    gate, feed = _behind_a_gate_after_good_times(900.0)
+    for second in range(901, 906):
+        feed.attempts(0, trouble, 3, float(second))
+        gate.tick(float(second))
+    assert gate.warned() == {0}, "while it fails"
+    feed.attempt(0, OK, 905.5)
+    gate.tick(906.0)
+    assert _is_alarmed(gate, 906.0)
+    assert (gate.warned() == {0}) is stays_shut
+
+
+def test_a_gate_tries_again_after_a_second_for_each_failure_in_a_row() -> None:
+    gate, feed = _behind_a_gate_after_good_times(900.0)
+    feed.attempts(0, ERROR, 12, 901.0)
+    shut = []
+    for second in range(901, 921):
+        feed.attempt(1, OK, float(second))
+        gate.tick(float(second))
+        shut.append(gate.warned() == {0})
+    assert shut == [True] * 12 + [False] * 8
+    assert _is_alarmed(gate, 920.0)
 
 
 class _Overheard(Engine):
