@@ -12,6 +12,7 @@ from math import inf
 from random import Random
 
 import numpy as np
+import numpy.typing as npt
 
 from routing.engine import Engine
 from routing.forecasts import Forecasts
@@ -26,6 +27,7 @@ from scoring.scorer import risks_of
 from sim.arena.policy import ArenaEndpoint, ArenaRequest, Attempted, Policy
 from sim.policies.routecast import heard_of
 
+_Floats = npt.NDArray[np.float64]
 _TICK_S = 1.0
 # Ticks of a virtual clock come a rounding apart.
 _ROUNDING_S = 1e-6
@@ -66,8 +68,9 @@ class ArenaForecaster:
         self._last_tick = tick
         manifest = self.model.manifest
         threshold = engine.policy.forecast.threshold or manifest.threshold
+        rows = self.features([engine.window_of(name) for name in self._ids], now)
         risks, kept = {}, {}
-        for name, risk in zip(self._ids, self.risks([engine.window_of(name) for name in self._ids], now), strict=True):
+        for name, risk in zip(self._ids, self.risks(rows), strict=True):
             alarm = self._desk.step(name, risk, threshold, now, self._rng.random())
             if risk is not None:
                 risks[name] = risk
@@ -75,18 +78,20 @@ class ArenaForecaster:
                     kept[name] = share_kept(risk, threshold, FLOOR, alarm.mode)
         return Forecasts(now, manifest.version, threshold, risks, kept)
 
-    def risks(self, windows: Sequence[Window], now: float) -> list[float | None]:
-        """Return a risk per window, in the order of the endpoints; None for one that cannot be judged."""
-        return risks_of(self.model, matrix(self._members, windows, now), self._providers)
+    def features(self, windows: Sequence[Window], now: float) -> _Floats:
+        """Return a row of features per window, in the order of the endpoints (n × features)."""
+        return matrix(self._members, windows, now)
 
-    def risks_beside_failures(self, windows: Sequence[Window], now: float) -> list[float | None]:
-        """Return the risks there would be without the failures; as they are for an endpoint where more attempts than
-        usual timed out or met a rate limit in the last minute.
+    def beside_failures(self, rows: _Floats) -> _Floats:
+        """Return what the rows of `features` would be without the failures; as they are for an endpoint where more
+        attempts than usual timed out or met a rate limit in the last minute.
         """
-        rows = matrix(self._members, windows, now)
         mended = (rows[:, _UNMENDED] <= 0.0).all(axis=1, keepdims=True)
-        beside = np.where(mended & _FAILURES, self.model.forecaster.domain.normal, rows)
-        return risks_of(self.model, beside, self._providers)
+        return np.where(mended & _FAILURES, self.model.forecaster.domain.normal, rows)
+
+    def risks(self, rows: _Floats) -> list[float | None]:
+        """Return a risk per row, in the order of the endpoints; None for one that cannot be judged."""
+        return risks_of(self.model, rows, self._providers)
 
 
 class ForecastGate(Policy):
@@ -175,10 +180,11 @@ class ForecastGate(Policy):
         are slower by for as long as the risk lasts. There is no hysteresis: a balanced policy has no majority that
         could swing.
         """
-        risks, threshold = self._forecaster.risks(self._windows, now), self._forecaster.model.manifest.threshold
-        alarmed = {e for e, risk in enumerate(risks) if risk is not None and risk >= threshold}
+        forecaster, threshold = self._forecaster, self._forecaster.model.manifest.threshold
+        rows = forecaster.features(self._windows, now)
+        alarmed = {e for e, risk in enumerate(forecaster.risks(rows)) if risk is not None and risk >= threshold}
         if alarmed:
-            beside = self._forecaster.risks_beside_failures(self._windows, now)
+            beside = forecaster.risks(forecaster.beside_failures(rows))
             alarmed = {e for e in alarmed if (beside[e] or 0.0) >= threshold or self._is_failing(e, now)}
         others = [window for e, window in enumerate(self._windows) if e not in alarmed]
         serving = any(window.last_ok_at > 0.0 and not window.consecutive_failures for window in others)

@@ -82,11 +82,11 @@ def test_a_gate_never_sends_traffic_where_nobody_was_ever_served() -> None:
     assert gated.first.tolist() == alone.first.tolist()
 
 
-def _behind_a_gate_after_good_times(until: float) -> tuple[ForecastGate, Feed]:
-    """Two endpoints that answered four times a second until then, in 0.3 s give or take a fifth."""
+def _behind_a_gate_after_good_times() -> tuple[ForecastGate, Feed]:
+    """Two endpoints that answered four times a second for 900 s, in 0.3 s give or take a fifth."""
     gate, rng = ForecastGate(Consecutive(2, ConsecutiveSettings()), endpoints(2), "consecutive+forecast"), Random(1)
     feed = Feed(gate)
-    for tick in range(int(4 * until)):
+    for tick in range(4 * 900):
         for endpoint in range(2):
             feed.attempt(endpoint, OK, tick / 4, ttft_s=rng.lognormvariate(-1.2, 0.2), latency_s=1.0)
         gate.tick(tick / 4)
@@ -95,13 +95,13 @@ def _behind_a_gate_after_good_times(until: float) -> tuple[ForecastGate, Feed]:
 
 def _is_alarmed(gate: ForecastGate, now: float) -> bool:
     forecaster = gate._forecaster
-    risk = forecaster.risks(gate._windows, now)[0]
+    risk = forecaster.risks(forecaster.features(gate._windows, now))[0]
     return risk is not None and risk >= forecaster.model.manifest.threshold
 
 
 @pytest.mark.parametrize(("trouble", "stays_shut"), [(ERROR, False), (LIMITED, True)])
 def test_a_gate_leaves_to_retries_what_fails_at_once_and_works_again(trouble: Outcome, stays_shut: bool) -> None:
-    gate, feed = _behind_a_gate_after_good_times(900.0)
+    gate, feed = _behind_a_gate_after_good_times()
     for second in range(901, 906):
         feed.attempts(0, trouble, 3, float(second))
         gate.tick(float(second))
@@ -113,7 +113,7 @@ def test_a_gate_leaves_to_retries_what_fails_at_once_and_works_again(trouble: Ou
 
 
 def test_a_gate_tries_again_after_a_second_for_each_failure_in_a_row() -> None:
-    gate, feed = _behind_a_gate_after_good_times(900.0)
+    gate, feed = _behind_a_gate_after_good_times()
     feed.attempts(0, ERROR, 12, 901.0)
     shut = []
     for second in range(901, 921):
